@@ -1,0 +1,779 @@
+"""The Python API: ``Checkpoints``, a store of checkpoints, and ``Workflow``, a handle on one run.
+
+    with Checkpoints("memory/checkpoints").start("deploy", ["fetch", "build", "publish"]) as deploy:
+        with deploy.step("fetch") as step:
+            if not step.done:
+                step.result = {"bytes": fetch()}
+        ...
+        deploy.complete()
+
+All that the command line does goes through here. The decisions are the model's; what this module adds is the store,
+and the answer to the question who is alive.
+"""
+
+import functools
+import hashlib
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
+from io import BytesIO
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, NamedTuple, ParamSpec, TypeVar
+
+from checkpoint import codec, model, process
+from checkpoint._load import load
+from checkpoint.errors import (
+    AlreadyExists,
+    CheckpointError,
+    Damaged,
+    InvalidTransition,
+    Locked,
+    NotFound,
+    NothingToResume,
+    SchemaMismatch,
+    Usage,
+)
+from checkpoint.model import Checkpoint, JsonObject, Owner, OwnerState, PlanStep, Status, View
+from checkpoint.store import DEFAULT_STORE, Entry, Store, open_store
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+POLL_S = 0.1
+"""How often a waiting ``resume`` looks again."""
+
+
+def owner(name: str | None = None, *, pid: int | None = None, lease_s: int | None = None, time_held: bool = False) -> Owner:
+    """Who claims and writes.
+
+    ``pid``: the process whose life is the proof of ownership, by default this one; ``lease_s``: seconds that a claim
+    holds after the last write, on top of that or, with ``time_held``, instead (30 minutes unless given): for callers
+    that end after each call. Raises Usage when no such process runs.
+    """
+    if name is not None:
+        _check_text(name, "owner", 256)
+    who: process.Process | None = process.this_boot()
+    if pid is not None or not time_held:
+        who = process.of(process.own_pid() if pid is None else pid)
+        if who is None:
+            raise Usage(f"there is no process {pid}: the owner must be running")
+    elif lease_s is None:
+        lease_s = model.DEFAULT_LEASE_S
+    assert who is not None
+    return Owner(
+        name=name or process.owner_name(who.pid),
+        host=who.host,
+        boot_id=who.boot_id,
+        pid_ns=who.pid_ns,
+        pid=who.pid,
+        pid_started=who.pid_started,
+        lease_s=lease_s,
+    )
+
+
+class Listed(NamedTuple):
+    """One line of a list: a checkpoint, or the error that stands in its place."""
+
+    name: str
+    place: str
+    view: View | None
+    error: CheckpointError | None
+
+
+class Finding(NamedTuple):
+    """One damaged file, as ``verify`` reports it. ``kind``: one of errors.DAMAGE_KINDS, or the error's name."""
+
+    place: str
+    kind: str
+    problems: tuple[str, ...]
+
+
+class Verified(NamedTuple):
+    checked: int
+    findings: tuple[Finding, ...]
+    leftovers: tuple[str, ...]
+
+
+class Repair(NamedTuple):
+    """What ``repair`` found and did. ``kept``: where the old file stands now, or None when nothing was done."""
+
+    name: str
+    damage: CheckpointError | None
+    old_text: str
+    new_text: str | None
+    kept: str | None
+
+
+class Pruned(NamedTuple):
+    """What ``prune`` removed, or would remove."""
+
+    candidates: tuple[Listed, ...]
+    kept: int
+    applied: bool
+
+
+class Update(NamedTuple):
+    """What one ``update`` asks for, taken in the order of the fields, all or nothing."""
+
+    add: Sequence[str] = ()
+    retry: Sequence[str] = ()
+    complete: Sequence[str] = ()
+    fail: Sequence[str] = ()
+    skip: Sequence[str] = ()
+    begin: Sequence[str] = ()
+    block: str | None = None
+    unblock: bool = False
+    notes: Sequence[str] = ()
+    data: JsonObject | None = None
+    result: Any = None
+    error: str | None = None
+    reason: str | None = None
+    once: bool = False
+
+
+class Checkpoints:
+    """A store of checkpoints, and who asks.
+
+    ``store``: a folder (made by the first ``start``), ``"memory:"``, or a Store. ``owner``: who claims and writes,
+    by default this process: the kernel proves whether it lives, and a claim ends with it.
+    """
+
+    def __init__(self, store: str | Path | Store = DEFAULT_STORE, *, owner: Owner | None = None) -> None:
+        self.store: Store = open_store(store) if isinstance(store, str | Path) else store
+        self.owner = owner if owner is not None else _owner()
+
+    # --- begin and take over -----------------------------------------------------------------------------------------
+
+    def start(
+        self,
+        workflow: str,
+        steps: Iterable[str | PlanStep] | None = None,
+        *,
+        key: str | None = None,
+        input: bytes | BinaryIO | None = None,
+        agent: str | None = None,
+        handoff_to: str | None = None,
+        note: str | None = None,
+        data: JsonObject | None = None,
+        data_schema: JsonObject | None = None,
+        ttl_s: int | None = None,
+        stale_after_s: int | None = None,
+        max_attempts: int | None = None,
+        replan: bool = False,
+    ) -> "Workflow":
+        """Begin a run, or go on with the one that is there.
+
+        ``steps``: the plan in order; None for an open plan. ``key``: names the run for ever: once it is finished,
+        ``start`` gives its receipt (``created`` False, status ``completed``) and does nothing. Without a key a
+        workflow has one unfinished run, and after it a new one. ``input``: bytes or an open file that belong to the
+        identity of the run; only their hash is kept. Durations in seconds.
+
+        Raises Usage, Locked, Conflict (other plan or input; ``replan`` takes the new plan and keeps what is completed),
+        InvalidTransition (expired; or the key's run failed or was cancelled), AttemptsExhausted, InDoubt, SchemaMismatch
+        (``data`` breaks ``data_schema``), Damaged, StoreUnavailable.
+        """
+        model.check_name(workflow, "workflow name")
+        plan = None if steps is None else model.checked_plan(_plan_step(step) for step in steps)
+        for value, what in ((key, "key"), (agent, "agent"), (handoff_to, "handoff")):
+            if value is not None:
+                _check_text(value, what, 256)
+        for number, what in ((ttl_s, "ttl"), (stale_after_s, "stale-after"), (max_attempts, "max-attempts")):
+            if number is not None and number < 1:
+                raise Usage(f"{what} must be at least 1, is {number}")
+        schema_sha256 = None
+        if data_schema is not None:
+            problem = load("checkpoint.validate:schema_problem")(data_schema)
+            if problem is not None:
+                raise SchemaMismatch(f"the data schema is no JSON Schema: {problem}")
+            schema_sha256 = _sha256_of(data_schema)
+            _check_data(data_schema, data or {})
+        id = workflow if key is None else f"{workflow}-{hashlib.sha256(key.encode('utf-8', 'replace')).hexdigest()[:12]}"
+        fingerprint = _fingerprint(plan, input)
+
+        def fresh(now: datetime) -> Checkpoint:
+            checkpoint = model.new(
+                id=id,
+                workflow=workflow,
+                run_id=_run_id(now),
+                idempotency_key=key,
+                fingerprint=fingerprint,
+                plan=plan,
+                owner=self.owner,
+                now=now,
+                agent=agent,
+                handoff_to=handoff_to,
+                data=data,
+                data_schema=data_schema,
+                data_schema_sha256=schema_sha256,
+                ttl_s=ttl_s,
+                stale_after_s=stale_after_s,
+                max_attempts=max_attempts,
+            )
+            return self._noted(checkpoint, note, now)
+
+        def reenter(checkpoint: Checkpoint, now: datetime) -> Checkpoint:
+            if not checkpoint.unfinished:
+                return checkpoint
+            entered = model.enter(
+                checkpoint,
+                self.owner,
+                _state(checkpoint, now),
+                now,
+                plan=plan,
+                fingerprint=fingerprint,
+                data_schema=data_schema,
+                data_schema_sha256=schema_sha256,
+                replan=replan,
+                agent=agent,
+                max_attempts=max_attempts,
+                ttl_s=ttl_s,
+                stale_after_s=stale_after_s,
+            )
+            if entered.data_schema is not checkpoint.data_schema and entered.data_schema is not None:
+                _check_data(entered.data_schema, entered.data)
+            return entered if entered.token == checkpoint.token else self._noted(entered, note, now)
+
+        while True:
+            try:
+                return Workflow(self, self.store.create(fresh(self.store.now())), created=True)
+            except AlreadyExists:
+                pass
+            try:
+                checkpoint = self.store.update(id, reenter)
+            except NotFound:
+                continue  # finished and moved, or removed, since we looked
+            if checkpoint.unfinished:
+                return Workflow(self, checkpoint)
+            self.store.archive(id)
+            if key is not None:
+                return Workflow(self, _receipt(checkpoint, fingerprint, plan))
+
+    def resume(
+        self,
+        id: str | None = None,
+        *,
+        agent: str | None = None,
+        wait_s: float = 0,
+        steal_reason: str | None = None,
+    ) -> "Workflow":
+        """Take over an unfinished run: ``id``, or the oldest that is free, not blocked and not handed to another agent.
+
+        ``wait_s``: how long to wait for its owner to finish, let go or die. ``steal_reason``: take it even from a live
+        owner, who is refused from then on; the reason is recorded. Asked again by the same owner it gives the same
+        token. Raises NothingToResume, NotFound, Locked, InvalidTransition, AttemptsExhausted, Damaged, SchemaMismatch.
+        """
+        if steal_reason is not None:
+            _check_text(steal_reason, "reason")
+        if agent is not None:
+            _check_text(agent, "agent", 256)
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                if id is not None:
+                    return Workflow(self, self._claim(id, agent, steal_reason))
+                return self._resume_oldest(agent, steal_reason)
+            except (Locked, NothingToResume) as error:
+                left = deadline - time.monotonic()
+                if left <= 0 or (isinstance(error, NothingToResume) and not error.worth_waiting):
+                    raise
+                time.sleep(min(POLL_S, left))
+
+    def open(self, id: str, *, token: int | None = None) -> "Workflow":
+        """A handle without a claim: writes are taken with the last ``token``, or while nobody else holds the run."""
+        return Workflow(self, self.store.load(id), token=token)
+
+    # --- look --------------------------------------------------------------------------------------------------------
+
+    def show(self, name: str) -> View:
+        """One checkpoint by id or run id. Raises NotFound, Damaged, SchemaMismatch."""
+        return self._view(self.store.load(name), self.store.now())
+
+    def list(self, *, finished: bool = False, status: Status | None = None, workflow: str | None = None) -> Iterator[Listed]:
+        """Unfinished checkpoints, oldest first, or with ``finished`` all. Damaged ones come as lines with an error."""
+        now = self.store.now()
+        try:
+            found = [self._listed(entry, now) for entry in self.store.scan(finished=finished or _is_final(status))]
+        except NotFound:
+            return  # no store yet: nothing unfinished
+        for listed in sorted(found, key=_by_age):
+            if listed.view is not None:
+                checkpoint = listed.view.checkpoint
+                if status not in (None, checkpoint.status) or workflow not in (None, checkpoint.workflow):
+                    continue
+            yield listed
+
+    def verify(self, names: Sequence[str] = ()) -> Verified:
+        """Check every file, or those of ``names``: digest, schema hash, schema, the data against its own schema.
+
+        Reads only. Raises NotFound for a name that is none.
+        """
+        problems_of = load("checkpoint.validate:record_problems")
+        findings = []
+        checked = 0
+        wanted = {name: self._entry(name) for name in names}
+        for entry in wanted.values() if names else self.store.scan(finished=True):
+            checked += 1
+            if entry.error is not None:
+                kind = entry.error.kind if isinstance(entry.error, Damaged) else entry.error.name
+                findings.append(Finding(entry.place, kind, (entry.error.message,)))
+                continue
+            assert entry.checkpoint is not None
+            try:
+                raw = codec.parse_object(self.store.raw(entry.name)[1].decode())
+            except NotFound:
+                continue  # finished and moved, or pruned, since it was listed
+            problems = problems_of(raw, codec.SCHEMA_FILE) if raw.get("schema") == codec.SCHEMA else []
+            kind = "schema"
+            if not problems and entry.checkpoint.data_schema is not None:
+                problems = load("checkpoint.validate:data_problems")(entry.checkpoint.data_schema, entry.checkpoint.data)
+                kind = "data"
+            if problems:
+                findings.append(Finding(entry.place, kind, tuple(problems)))
+        leftovers = () if names else tuple(self.store.leftovers())
+        return Verified(checked, tuple(findings), leftovers)
+
+    # --- housekeeping ------------------------------------------------------------------------------------------------
+
+    def repair(self, name: str, *, accept: bool = False, quarantine: bool = False) -> Repair:
+        """Look at a damaged record; ``quarantine`` sets it aside, ``accept`` takes its content as it now is.
+
+        Accepting writes it anew with a fresh digest; the old bytes are kept in quarantine either way.
+        Raises NotFound, and Damaged where the content cannot be accepted.
+        """
+        try:
+            checkpoint: Checkpoint | None = self.store.load(name)
+            damage = None
+        except (Damaged, SchemaMismatch) as error:
+            checkpoint, damage = None, error
+        if damage is None:
+            assert checkpoint is not None
+            return Repair(name, None, "", None, None)
+        try:
+            id, old = self.store.raw(name)
+        except Damaged:
+            id, old = name, b""  # a link, folder or socket: nothing to read
+        old_text = old.decode("utf-8", "backslashreplace")
+        try:
+            new_text = codec.encode(self._reseal(id, old)).raw.decode()
+        except CheckpointError as error:
+            new_text = None
+            if accept:
+                raise Damaged(
+                    f"{name} cannot be accepted as it is: {error.message}",
+                    kind=damage.kind if isinstance(damage, Damaged) else "schema",
+                    hint=f"checkpoint-tool repair {name} --quarantine",
+                ) from error
+        kept = None
+        if accept:
+            kept = self.store.repair(name, self._reseal)
+        elif quarantine:
+            kept = self.store.repair(name, None)
+        return Repair(name, damage, old_text, new_text, kept)
+
+    def prune(self, *, older_than_s: int | None = None, keep: int | None = None, apply: bool = False) -> Pruned:
+        """Forget finished runs that are older than ``older_than_s`` and not among the ``keep`` newest of their workflow.
+
+        One of the two may be left out; with neither, 30 days count. Never unfinished, pinned or damaged ones. A key
+        whose receipt is forgotten starts a new run when it is used again. Without ``apply`` only says what it would do.
+        """
+        if older_than_s is None and keep is None:
+            older_than_s = 30 * 24 * 3600
+        now = self.store.now()
+        finished = [
+            listed
+            for listed in (self._listed(entry, now) for entry in self.store.scan(finished=True))
+            if listed.view is not None and not listed.view.checkpoint.unfinished
+        ]
+        finished.sort(key=lambda listed: _finished_at(listed), reverse=True)
+        seen: dict[str, int] = {}
+        candidates = []
+        for listed in finished:
+            assert listed.view is not None
+            checkpoint = listed.view.checkpoint
+            rank = seen[checkpoint.workflow] = seen.get(checkpoint.workflow, 0) + 1
+            old = older_than_s is None or _finished_at(listed) + timedelta(seconds=older_than_s) <= now
+            if old and (keep is None or rank > keep) and not checkpoint.pinned:
+                candidates.append(listed)
+        if apply:
+            for listed in candidates:
+                assert listed.view is not None
+                # A finished run that still stands among the unfinished ones (its process died in between) goes first
+                # to where it belongs, so that the token it was issued is remembered.
+                if "/" not in listed.place:
+                    self.store.archive(listed.name)
+                self.store.delete(listed.view.checkpoint.run_id if "/" not in listed.place else listed.name)
+        return Pruned(tuple(candidates), len(finished) - len(candidates), apply)
+
+    def pin(self, name: str, pinned: bool = True) -> Checkpoint:
+        """Keep a run from ``prune``, or no longer. Anybody may: it changes nothing about the work."""
+        return self.store.update(name, lambda checkpoint, now: model.pin(checkpoint, pinned))
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _claim(self, id: str, agent: str | None, steal_reason: str | None) -> Checkpoint:
+        def change(checkpoint: Checkpoint, now: datetime) -> Checkpoint:
+            state = _state(checkpoint, now)
+            return model.claim(checkpoint, self.owner, state, now, agent=agent, steal_reason=steal_reason)
+
+        return self.store.update(id, change)
+
+    def _resume_oldest(self, agent: str | None, steal_reason: str | None) -> "Workflow":
+        passed: dict[str, int] = {}
+        for listed in self.list():
+            if listed.view is None:
+                passed["damaged"] = passed.get("damaged", 0) + 1
+                continue
+            checkpoint = listed.view.checkpoint
+            if checkpoint.status is Status.BLOCKED:
+                passed["blocked"] = passed.get("blocked", 0) + 1
+                continue
+            if checkpoint.handoff_to not in (None, agent):
+                passed["handed to another agent"] = passed.get("handed to another agent", 0) + 1
+                continue
+            try:
+                return Workflow(self, self._claim(checkpoint.id, agent, steal_reason))
+            except Locked:
+                why = "held by somebody else"
+            except (InvalidTransition, NotFound):
+                why = "expired or just finished"
+            except CheckpointError as error:
+                why = f"refused ({error.name})"
+            passed[why] = passed.get(why, 0) + 1
+        if not passed:
+            raise NothingToResume(f"nothing is unfinished in {self.store.location}", hint="checkpoint-tool list --all")
+        words = ", ".join(f"{count} {why}" for why, count in passed.items())
+        raise NothingToResume(
+            f"nothing can be resumed: {words}",
+            hint="checkpoint-tool list",
+            worth_waiting="held by somebody else" in passed,
+        )
+
+    def _listed(self, entry: Entry, now: datetime) -> Listed:
+        view = None if entry.checkpoint is None else self._view(entry.checkpoint, now)
+        return Listed(entry.name, entry.place, view, entry.error)
+
+    def _view(self, checkpoint: Checkpoint, now: datetime) -> View:
+        return model.view(checkpoint, _state(checkpoint, now))
+
+    def _entry(self, name: str) -> Entry:
+        try:
+            return Entry(name, name, self.store.load(name), None)
+        except (Damaged, SchemaMismatch) as error:
+            return Entry(name, name, None, error)
+
+    def _noted(self, checkpoint: Checkpoint, note: str | None, now: datetime) -> Checkpoint:
+        if note is None:
+            return checkpoint
+        return model.note(checkpoint, _check_text(note, "note"), self.owner.name, now)
+
+    def _reseal(self, id: str, raw: bytes) -> Checkpoint:
+        return codec.decode(raw, id, sealed=False).checkpoint
+
+
+class Workflow:
+    """A handle on one run. ``created``: whether this ``start`` began it. As a context manager it releases the lease."""
+
+    def __init__(
+        self, checkpoints: Checkpoints, checkpoint: Checkpoint, *, created: bool = False, token: int | None = None
+    ) -> None:
+        self._checkpoints = checkpoints
+        self.checkpoint = checkpoint
+        self.created = created
+        self.token = token if token is not None else checkpoint.lease.token if checkpoint.lease is not None else None
+        """The fencing token that every write carries; None for a handle that claimed nothing."""
+
+    @property
+    def id(self) -> str:
+        return self.checkpoint.id
+
+    @property
+    def next(self) -> str | None:
+        """Name of the first step that is neither completed nor skipped."""
+        return self.view().next
+
+    @property
+    def in_doubt(self) -> tuple[str, ...]:
+        """Names of the steps that began under an earlier owner and never ended."""
+        return self.view().in_doubt
+
+    def view(self) -> View:
+        return self._checkpoints._view(self.checkpoint, self._checkpoints.store.now())
+
+    def step(self, name: str, *, once: bool = False) -> "StepRun":
+        """A step as a context manager or decorator. ``once``: its effect must not be repeated blindly."""
+        return StepRun(self, name, once)
+
+    def update(self, update: Update) -> Checkpoint:
+        """Several changes as one. Raises what the changes raise, and StaleToken or Locked; then nothing is changed."""
+        for text, what in ((update.block, "reason"), (update.error, "error"), (update.reason, "reason")):
+            if text is not None:
+                _check_text(text, what)
+        for text in update.notes:
+            _check_text(text, "note")
+
+        def change(checkpoint: Checkpoint, now: datetime) -> Checkpoint:
+            state = _state(checkpoint, now)
+            after = checkpoint
+            for name in update.add:
+                after = model.add_step(after, name, once=update.once)
+            for name in update.retry:
+                after = model.retry_step(after, name, now)
+            for name in update.complete:
+                after = model.complete_step(after, name, now, result=update.result)
+            for name in update.fail:
+                after = model.fail_step(after, name, now, error=update.error)
+            for name in update.skip:
+                after = model.skip_step(after, name, now, reason=update.reason or "")
+            if update.unblock:
+                after = model.unblock(after, now)
+            for name in update.begin:
+                after = model.begin_step(after, name, state, now, once=update.once)
+            if update.block is not None:
+                after = model.block(after, update.block)
+            for text in update.notes:
+                after = model.note(after, text, self._checkpoints.owner.name, now)
+            if update.data is not None:
+                after = model.merge_data(after, update.data)
+                if after.data is not checkpoint.data and after.data_schema is not None:
+                    _check_data(after.data_schema, after.data)
+            return after
+
+        return self._write(change)
+
+    def begin(self, name: str, *, once: bool = False) -> Checkpoint:
+        return self.update(Update(begin=[name], once=once))
+
+    def complete_step(self, name: str, result: Any = None) -> Checkpoint:
+        return self.update(Update(complete=[name], result=result))
+
+    def fail_step(self, name: str, error: str) -> Checkpoint:
+        return self.update(Update(fail=[name], error=error))
+
+    def complete(self, *, force_reason: str | None = None) -> Checkpoint:
+        """Finish the run. Every step must be completed or skipped, unless ``force_reason`` says why not."""
+        return self._finish(Status.COMPLETED, force_reason)
+
+    def fail(self, reason: str) -> Checkpoint:
+        return self._finish(Status.FAILED, reason)
+
+    def cancel(self, reason: str) -> Checkpoint:
+        return self._finish(Status.CANCELLED, reason)
+
+    def heartbeat(self) -> Checkpoint:
+        """Say "alive" and renew the lease, without progress."""
+        owner, token = self._checkpoints.owner, self.token
+        return self._write(lambda checkpoint, now: model.heartbeat(checkpoint, owner, token, now), renew=False)
+
+    def release(self) -> Checkpoint:
+        """Give the lease back; the run stays unfinished and free to be taken."""
+        return self._write(lambda checkpoint, now: model.release(checkpoint), renew=False)
+
+    def __enter__(self) -> "Workflow":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if not self.checkpoint.unfinished or self.checkpoint.lease is None:
+            return
+        try:
+            self.release()
+        except CheckpointError:
+            # Taken over by somebody else, or the disk is gone: either way it is no longer ours to give back, and an
+            # error here would hide the one that ended the block.
+            if kind is None:
+                raise
+
+    def _write(self, change: Callable[[Checkpoint, datetime], Checkpoint], *, renew: bool = True) -> Checkpoint:
+        owner, token = self._checkpoints.owner, self.token
+
+        def authorized(checkpoint: Checkpoint, now: datetime) -> Checkpoint:
+            model.authorize(checkpoint, owner, token, _state(checkpoint, now))
+            after = change(checkpoint, now)
+            return model.renew(after, owner, token, now) if renew and after is not checkpoint else after
+
+        self.checkpoint = self._checkpoints.store.update(self.checkpoint.id, authorized)
+        return self.checkpoint
+
+    def _finish(self, status: Status, reason: str | None) -> Checkpoint:
+        if reason is not None:
+            _check_text(reason, "reason")
+        self._write(
+            lambda checkpoint, now: model.finish(checkpoint, status, _state(checkpoint, now), now, reason=reason),
+            renew=False,
+        )
+        self._checkpoints.store.archive(self.checkpoint.id)
+        return self.checkpoint
+
+
+class StepRun:
+    """One step, run under its checkpoint.
+
+    As a context manager: begins the step; the end of the block completes it with ``result`` (anything JSON can hold),
+    an exception fails it and goes on. A step that was completed before is not begun: ask ``done`` and leave the work
+    out. A block that is interrupted (KeyboardInterrupt, SystemExit) leaves the step begun: it is in doubt.
+
+    As a decorator: the function runs at most once; called again, also after a restart, it gives the recorded result.
+    """
+
+    def __init__(self, workflow: Workflow, name: str, once: bool) -> None:
+        self._workflow = workflow
+        self._once = once
+        self.name = name
+        self.done = False
+        self.result: Any = None
+
+    def __enter__(self) -> "StepRun":
+        checkpoint = self._workflow._checkpoints.store.load(self._workflow.id)
+        step = checkpoint.step(self.name)
+        self.done = step is not None and step.status in model.DONE
+        if self.done:
+            assert step is not None
+            self.result = step.result
+        else:
+            self._workflow.begin(self.name, once=self._once)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self.done or (error is not None and not isinstance(error, Exception)):
+            return
+        if error is None:
+            self._workflow.complete_step(self.name, self.result)
+            return
+        try:
+            self._workflow.fail_step(self.name, f"{type(error).__name__}: {error}"[: model.TEXT_LIMIT])
+        except CheckpointError as second:
+            error.add_note(f"and the failure of step {self.name!r} could not be recorded: {second}")
+
+    def __call__(self, function: Callable[_P, _R]) -> Callable[_P, _R]:
+        @functools.wraps(function)
+        def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            with StepRun(self._workflow, self.name, self._once) as step:
+                if not step.done:
+                    step.result = function(*args, **kwargs)
+            return step.result  # type: ignore[no-any-return]
+
+        return run
+
+
+_owner = owner  # ``Checkpoints.__init__`` has a parameter of that name
+
+
+def _state(checkpoint: Checkpoint, now: datetime) -> OwnerState:
+    return model.owner_state(checkpoint.lease, process.liveness(checkpoint.lease), now)
+
+
+def _receipt(checkpoint: Checkpoint, fingerprint: str, plan: Sequence[PlanStep] | None) -> Checkpoint:
+    if checkpoint.fingerprint != fingerprint:
+        raise model.plan_conflict(checkpoint, plan)
+    if checkpoint.status is not Status.COMPLETED:
+        raise InvalidTransition(
+            f"the run of this key {checkpoint.status} at {model.clock(checkpoint.finished_at or checkpoint.updated_at)}"
+            f" ({checkpoint.reason}); another try needs another key",
+            hint=f"checkpoint-tool show {checkpoint.id}",
+        )
+    return checkpoint
+
+
+def _plan_step(step: str | PlanStep) -> PlanStep:
+    return step if isinstance(step, PlanStep) else PlanStep(step)
+
+
+def _fingerprint(plan: Sequence[PlanStep] | None, input: bytes | BinaryIO | None) -> str:
+    given = None
+    if input is not None:
+        digest = hashlib.sha256()
+        stream = BytesIO(input) if isinstance(input, bytes) else input
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+        given = digest.hexdigest()
+    steps = None if plan is None else [[step.name, step.once] for step in plan]
+    return codec.canonical_sha256({"plan": steps, "input": given})
+
+
+def _run_id(now: datetime) -> str:
+    """A UUIDv7 (RFC 9562, 5.7): 48 bits of milliseconds, then random: names sort by time."""
+    random = uuid.uuid4().int & ((1 << 80) - 1)
+    milliseconds = int(now.timestamp() * 1000) & ((1 << 48) - 1)
+    value = milliseconds << 80 | random
+    value = value & ~(0xF << 76) | 7 << 76
+    value = value & ~(0b11 << 62) | 0b10 << 62
+    return str(uuid.UUID(int=value))
+
+
+def _sha256_of(value: JsonObject) -> str:
+    try:
+        return codec.canonical_sha256(value)
+    except ValueError as error:
+        raise Usage(f"the data schema holds what JSON cannot write: {error}") from None
+
+
+def _check_data(schema: JsonObject, data: JsonObject) -> None:
+    problems = load("checkpoint.validate:data_problems")(schema, data)
+    if problems:
+        raise SchemaMismatch(f"the data breaks the workflow's data schema: {'; '.join(problems)}")
+
+
+def _check_text(text: str, what: str, limit: int = model.TEXT_LIMIT) -> str:
+    if not text.strip():
+        raise Usage(f"the {what} is empty")
+    if not text.isprintable() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise Usage(f"the {what} is not UTF-8 text")
+    if len(text) > limit:
+        raise Usage(f"the {what} has {len(text)} characters, and {limit} is the most")
+    return text
+
+
+def document(view: View) -> dict[str, Any]:
+    """A view as the JSON object that ``--json`` prints: the record's fields, ``next``, ``in_doubt``, ``owner_state``."""
+    return codec.document(view)
+
+
+def json_value(text: str, what: str) -> Any:
+    """A JSON value from a caller's text. Raises Usage: no JSON, NaN or infinities, a key twice."""
+    try:
+        return codec.parse(text)
+    except ValueError as error:
+        raise Usage(f"{what} is no JSON: {error}") from None
+
+
+def json_object(text: str, what: str) -> dict[str, Any]:
+    """A JSON object from a caller's text. Raises Usage."""
+    value = json_value(text, what)
+    if not isinstance(value, dict):
+        raise Usage(f"{what} must be a JSON object, as in '{{\"name\": 1}}'")
+    return value
+
+
+def _is_final(status: Status | None) -> bool:
+    return status is not None and status not in model.UNFINISHED
+
+
+def _by_age(listed: Listed) -> tuple[datetime, str]:
+    if listed.view is None:
+        return _LAST, listed.place
+    return listed.view.checkpoint.created_at, listed.place
+
+
+def _finished_at(listed: Listed) -> datetime:
+    assert listed.view is not None
+    return listed.view.checkpoint.finished_at or listed.view.checkpoint.updated_at
+
+
+_LAST = datetime.fromisoformat("9999-12-31T00:00:00Z")
+
+__all__ = [
+    "Checkpoints",
+    "Finding",
+    "Listed",
+    "Pruned",
+    "Repair",
+    "StepRun",
+    "Update",
+    "Verified",
+    "Workflow",
+    "document",
+    "json_object",
+    "json_value",
+    "owner",
+]

@@ -1,0 +1,131 @@
+"""checkpoint-tool: the typer app, and the one place where errors become exit codes."""
+
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+from os import environ
+from typing import Annotated, Any
+
+import typer
+
+# Typer carries its own copy of click and shows no public name for the base of its usage errors; the window in
+# pyproject.toml is the range of releases where it stands here.
+from typer._click.exceptions import ClickException, NoArgsIsHelpError
+from typer.core import TyperGroup
+
+from checkpoint import __version__, process
+from checkpoint._load import load
+from checkpoint.errors import CheckpointError
+from checkpoint.render.text import escape, to_json
+
+PROGRAM = "checkpoint-tool"
+INTERRUPTED = 130
+
+COMMANDS = {
+    "start": "workflow:start",
+    "update": "workflow:update",
+    "resume": "workflow:resume",
+    "complete": "workflow:complete",
+    "fail": "workflow:fail",
+    "cancel": "workflow:cancel",
+    "heartbeat": "workflow:heartbeat",
+    "release": "workflow:release",
+    "show": "workflow:show",
+    "list": "workflow:list_",
+    "verify": "admin:verify",
+    "repair": "admin:repair",
+    "prune": "admin:prune",
+    "pin": "admin:pin",
+    "unpin": "admin:unpin",
+}
+"""Verb -> the function that does it, in a module of this package."""
+
+
+class _Commands(TyperGroup):
+    """Builds only the verb that was typed: building all of them costs as much again as the work itself."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        single = typer.Typer(add_completion=False, rich_markup_mode=None)
+        function = load(f"checkpoint.cli.{COMMANDS[cmd_name]}")
+        single.command(cmd_name)(function)
+        return typer.main.get_command(single)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    name=PROGRAM,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _program(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a bug.")] = False,
+) -> None:
+    """Work that survives a restart: checkpoint, restart, wake, resume from file.
+
+    Every verb takes --store DIR (else $CHECKPOINT_STORE, else memory/checkpoints) and --json. Durations read 90s 10m
+    2h 7d. A value `-` is read from standard input, `@FILE` from a file.
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. ``argv``: the arguments without the program's name. Returns the exit status."""
+    process.fill_standard_streams()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if options[:1] == ["--version"]:
+        process.write_stdout(f"{PROGRAM} {__version__}\n".encode())
+        return 0
+    try:
+        status = app(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except NoArgsIsHelpError as error:
+        process.write_stderr(error.format_message())
+        return 2
+    except ClickException as error:
+        verb = next((argument for argument in options if argument in COMMANDS), "")
+        return _report(options, 2, "Usage", error.format_message(), f"{PROGRAM} {verb} --help".replace("  ", " "))
+    except CheckpointError as error:
+        hint = error.hint
+        store = _value(options, "--store")
+        if hint and store is not None:
+            hint += f" --store {shlex.quote(store)}"
+        return _report(options, error.exit_code, error.name, error.message, hint)
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the boundary: a bug is one line and exit 1, not a traceback
+        if "--debug" in options or environ.get("CHECKPOINT_DEBUG"):
+            traceback.print_exc()
+        words = f"a bug: {type(error).__name__}: {error} (CHECKPOINT_DEBUG=1 shows where)"
+        return _report(options, 1, "Bug", words, "")
+
+
+def _report(options: Sequence[str], code: int, name: str, message: str, hint: str) -> int:
+    if "--json" in options or (_value(options, "--format") or "").startswith("json"):
+        process.write_stderr(to_json({"error": {"code": code, "name": name, "message": message, "hint": hint}}))
+    else:
+        words = f"{PROGRAM}: {message}" + (f" (try: {hint})" if hint else "")
+        process.write_stderr(escape(words))
+    return code
+
+
+def _value(options: Sequence[str], name: str) -> str | None:
+    """The value of an option as typed: errors are reported also where the command line could not be read."""
+    for position, argument in enumerate(options):
+        if argument == name and position + 1 < len(options):
+            return options[position + 1]
+        if argument.startswith(name + "="):
+            return argument.partition("=")[2]
+    return None

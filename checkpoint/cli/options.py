@@ -1,0 +1,122 @@
+"""What the verbs share: option types, how values are read, who asks, and how results leave the program."""
+
+import sys
+from os import environ
+from typing import Annotated, Any
+
+import typer
+
+from checkpoint import process
+from checkpoint.api import Checkpoints, Workflow, document
+from checkpoint.api import owner as make_owner
+from checkpoint.config import parse_duration, store_path
+from checkpoint.errors import NotReported, Usage
+from checkpoint.model import RECORD_LIMIT, View
+from checkpoint.render import text
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="Id of the checkpoint, or a run id.", show_default=False)]
+Store = Annotated[str | None, typer.Option("--store", metavar="DIR", help="Folder of the store.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+OwnerName = Annotated[
+    str | None,
+    typer.Option("--owner", metavar="NAME", help="Who asks. [$CHECKPOINT_OWNER, else user@host:ppid]", show_default=False),
+]
+OwnerPid = Annotated[
+    int | None,
+    typer.Option("--owner-pid", metavar="PID", help="The claim ends with this process ($$ in a script).", show_default=False),
+]
+LeaseTime = Annotated[
+    str | None,
+    typer.Option("--lease", metavar="D", help="The claim holds so long after the last write. [30m]", show_default=False),
+]
+Token = Annotated[
+    int | None,
+    typer.Option("--token", metavar="N", help="Fencing token. [$CHECKPOINT_TOKEN]", show_default=False),
+]
+Agent = Annotated[str | None, typer.Option("--agent", metavar="NAME", help="Agent that works on it.", show_default=False)]
+Reason = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why.", show_default=False)]
+
+
+def open_checkpoints(
+    store: str | None, owner: str | None = None, owner_pid: int | None = None, lease: str | None = None
+) -> Checkpoints:
+    """The store that is meant, and who asks. Raises Usage."""
+    who = make_owner(
+        owner or environ.get("CHECKPOINT_OWNER") or None,
+        pid=owner_pid,
+        lease_s=seconds(lease),
+        time_held=owner_pid is None,
+    )
+    return Checkpoints(store_path(store, environ), owner=who)
+
+
+def open_workflow(id: str, store: str | None, owner: str | None, token: int | None) -> Workflow:
+    """A handle for one write. $CHECKPOINT_TOKEN counts only for the checkpoint that $CHECKPOINT_ID names, if it does:
+    a script that drives two runs would otherwise hand the token of one to the other."""
+    if token is None and environ.get("CHECKPOINT_ID") in (None, "", id):
+        given = environ.get("CHECKPOINT_TOKEN")
+        if given:
+            if not given.isascii() or not given.isdigit():
+                raise Usage(f"$CHECKPOINT_TOKEN is {given!r}, and must be a number")
+            token = int(given)
+    return open_checkpoints(store, owner).open(id, token=token)
+
+
+def seconds(duration: str | None) -> int | None:
+    return None if duration is None else parse_duration(duration)
+
+
+def read_value(value: str | None, what: str) -> str | None:
+    """The value itself, or with ``-`` standard input, with ``@FILE`` a file (``@@`` begins one with an ``@``)."""
+    if value is None:
+        return None
+    if value == "-":
+        return _decoded(sys.stdin.buffer.read(RECORD_LIMIT + 1) if sys.stdin else b"", what)
+    if value.startswith("@@"):
+        return value[1:]
+    if value.startswith("@"):
+        return read_file(value[1:], what)
+    return value
+
+
+def read_file(path: str, what: str) -> str:
+    """The text of a file (``-``: standard input), without its last newline. Raises Usage."""
+    if path == "-":
+        return read_value("-", what) or ""
+    try:
+        with open(path, "rb") as file:
+            return _decoded(file.read(RECORD_LIMIT + 1), what)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise Usage(f"{what} cannot be read from {path!r}: {reason}") from None
+
+
+def emit(data: str, *, changed: bool) -> None:
+    """Results to standard output, all or an error: by now the change is durable, and saying "failed" would be wrong.
+
+    Raises NotReported.
+    """
+    try:
+        process.write_stdout(data.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        what = "applied, but the result" if changed else "nothing was changed; the result"
+        raise NotReported(f"{what} could not be written to standard output: {error.strerror}") from None
+
+
+def emit_view(view: View, *, json: bool, **more: Any) -> None:
+    """One line in words, or the record as JSON with the fields of ``more``."""
+    emit((text.to_json(document(view) | more) if json else text.brief(view)) + "\n", changed=True)
+
+
+def say(words: str) -> None:
+    """A word for people, on standard error."""
+    process.write_stderr(text.escape(words))
+
+
+def _decoded(data: bytes, what: str) -> str:
+    if len(data) > RECORD_LIMIT:
+        raise Usage(f"{what} is larger than {RECORD_LIMIT // 1024 // 1024} MiB; put its path into the checkpoint instead")
+    try:
+        return data.decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError:
+        raise Usage(f"{what} is not UTF-8 text") from None

@@ -1,0 +1,592 @@
+"""Checkpoint <-> bytes: canonical JSON, the digest, the schema hash, and the formats of older versions.
+
+The canonical form of a record is compact JSON with sorted keys, unescaped UTF-8 and one newline at the end; the digest
+is the SHA-256 of that form without the field ``digest``, so ``jq -cS 'del(.digest)' FILE | sha256sum`` recomputes it.
+On disk the same text stands with a line for each top-level field and each step. JSON strings hold no raw newline, so
+taking the newlines out of a file that we laid out gives its canonical form without parsing it.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from checkpoint.errors import Damaged, SchemaMismatch, Usage
+from checkpoint.model import (
+    ID,
+    NAME,
+    RECORD_LIMIT,
+    RUN_ID,
+    Checkpoint,
+    Lease,
+    Note,
+    Status,
+    Step,
+    StepStatus,
+    View,
+)
+
+SCHEMA = "checkpoint/v1"
+SCHEMA_FILE = "schemas/checkpoint.v1.schema.json"
+SCHEMA_SHA256 = "7bf7279d03e9be905073781931167ff2f920de29335d408259d27377ddae0496"
+"""SHA-256 of the bytes of SCHEMA_FILE, as a literal because reading the file would cost every start; a test compares."""
+
+ANCESTOR_SCHEMA = "1.0"
+
+
+class Encoded(NamedTuple):
+    """A record with its bytes, and the text of each of its steps, so that the next write encodes only what changed."""
+
+    checkpoint: Checkpoint
+    raw: bytes
+    step_lines: tuple[str, ...]
+
+
+# --- writing -----------------------------------------------------------------------------------------------------------
+
+
+def encode(checkpoint: Checkpoint, previous: Encoded | None = None) -> Encoded:
+    """The record as bytes, ready to be written. ``previous``: the version this one was made from, if at hand.
+
+    Raises Usage for what JSON or UTF-8 cannot hold, and for a record over 4 MiB.
+    """
+    old_steps = previous.checkpoint.steps if previous else ()
+    old_lines = previous.step_lines if previous else ()
+    try:
+        lines = tuple(
+            old_lines[position]
+            if position < len(old_lines) and old_steps[position] is step
+            else _compact(_step_record(step, sparse=True))
+            for position, step in enumerate(checkpoint.steps)
+        )
+        fields = _head_record(checkpoint)
+        pieces = {key: f"{_compact(key)}:{_compact(value)}" for key, value in fields.items()}
+        pieces["steps"] = '"steps":[' + ("\n" + ",\n".join(lines) + "\n" if lines else "") + "]"
+        names = sorted(pieces)
+        body = "{" + ",".join(pieces[name] for name in names).replace("\n", "") + "}\n"
+        pieces["digest"] = f'"digest":"{_sha256(body.encode())}"'
+        raw = ("{\n" + ",\n".join(pieces[name] for name in sorted(pieces)) + "\n}\n").encode()
+    except UnicodeEncodeError:
+        raise Usage("a text holds characters that UTF-8 cannot write (lone surrogates)") from None
+    except RecursionError:
+        raise Usage("the data is nested too deeply") from None
+    except (TypeError, ValueError) as error:
+        raise Usage(f"the data holds what JSON cannot write: {error}") from None
+    if len(raw) > RECORD_LIMIT:
+        raise Usage(
+            f"the record would be {len(raw) / 1024 / 1024:.1f} MiB, and {RECORD_LIMIT // 1024 // 1024} MiB is the most:"
+            " keep large data in a file of its own and put its path into the checkpoint"
+        )
+    return Encoded(checkpoint, raw, lines)
+
+
+def record(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The record as a JSON object with every field of every step: what ``--json`` prints."""
+    fields = _head_record(checkpoint)
+    fields["steps"] = [_step_record(step, sparse=False) for step in checkpoint.steps]
+    return dict(sorted(fields.items()))
+
+
+def document(view: View) -> dict[str, Any]:
+    """The record's fields with ``next``, ``in_doubt`` and ``owner_state`` behind them."""
+    moment = {"next": view.next, "in_doubt": list(view.in_doubt), "owner_state": str(view.owner_state)}
+    return record(view.checkpoint) | moment
+
+
+def canonical_sha256(value: Any) -> str:
+    """SHA-256 of a JSON value in canonical form. Raises ValueError for NaN, infinities and lone surrogates."""
+    return _sha256((_compact(value) + "\n").encode())
+
+
+def parse(text: str) -> Any:
+    """A JSON value that a caller handed over. Raises ValueError, in the user's words."""
+    try:
+        return json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
+    except _DuplicateKey as error:
+        raise ValueError(f"the key {error.args[0]!r} stands twice") from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def parse_object(text: str) -> dict[str, Any]:
+    """The same for a JSON object."""
+    value = parse(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"it is {_KINDS[type(value)]}, not an object")
+    return value
+
+
+def timestamp(moment: datetime) -> str:
+    """RFC 3339 in UTC, to the millisecond unless it was read with more."""
+    precision = "milliseconds" if moment.microsecond % 1000 == 0 else "microseconds"
+    return moment.astimezone(UTC).isoformat(timespec=precision).removesuffix("+00:00") + "Z"
+
+
+_encoder = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+_compact = _encoder.encode
+_KINDS = {str: "a string", int: "a number", float: "a number", bool: "a boolean", list: "an array", type(None): "null"}
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _optional_time(moment: datetime | None) -> str | None:
+    return None if moment is None else timestamp(moment)
+
+
+def _head_record(checkpoint: Checkpoint) -> dict[str, Any]:
+    fields = checkpoint._asdict()
+    del fields["steps"], fields["extra"]
+    fields |= checkpoint.extra
+    for name in ("created_at", "updated_at", "progress_at", "heartbeat_at", "finished_at", "expires_at"):
+        fields[name] = _optional_time(fields[name])
+    fields["notes"] = [{"at": timestamp(note.at), "by": note.by, "text": note.text, **note.extra} for note in checkpoint.notes]
+    fields["lease"] = None if checkpoint.lease is None else _lease_record(checkpoint.lease)
+    fields["schema"] = SCHEMA
+    fields["schema_sha256"] = SCHEMA_SHA256
+    return fields
+
+
+def _lease_record(lease: Lease) -> dict[str, Any]:
+    fields = lease._asdict()
+    del fields["extra"]
+    fields["acquired_at"] = timestamp(lease.acquired_at)
+    fields["expires_at"] = _optional_time(lease.expires_at)
+    return fields | dict(lease.extra)
+
+
+def _step_record(step: Step, *, sparse: bool) -> dict[str, Any]:
+    fields = step._asdict()
+    del fields["extra"]
+    fields["begun_at"] = _optional_time(step.begun_at)
+    fields["ended_at"] = _optional_time(step.ended_at)
+    if sparse:
+        # A plan of 10,000 pending steps is read, hashed and written at each step: what says nothing is left out.
+        fields = {key: value for key, value in fields.items() if value or key in ("name", "status", "result")}
+        if fields["result"] is None:
+            del fields["result"]
+    return fields | dict(step.extra)
+
+
+# --- reading -----------------------------------------------------------------------------------------------------------
+
+
+def decode(raw: bytes, id: str, *, sealed: bool = True) -> Encoded:
+    """The record in ``raw``, which stands in the file of ``id``.
+
+    With ``sealed`` False neither digest nor schema hash is compared (``repair --accept``).
+    Raises Damaged, its kind naming what is wrong, and SchemaMismatch for a newer format.
+    """
+    fields = _parse(raw, id)
+    schema = fields.get("schema")
+    if schema is None and "schemaVersion" in fields:
+        return Encoded(_from_ancestor(fields, id, sealed=sealed), raw, ())
+    if not isinstance(schema, str):
+        raise _damaged(id, "not-a-checkpoint", "it has no field 'schema'")
+    if schema != SCHEMA:
+        raise SchemaMismatch(
+            f"{id} is written in the format {schema!r}, and this version knows {SCHEMA!r}: upgrade checkpoint-tool",
+            hint="checkpoint-tool --version",
+        )
+    if sealed:
+        _check_seal(fields, raw, id)
+    try:
+        checkpoint = _from_record(fields)
+    except _Invalid as error:
+        raise _damaged(id, error.kind, f"{error.path}: {error.words}") from None
+    if checkpoint.id != id:
+        raise _damaged(id, "id", f"the record inside is that of {checkpoint.id!r}")
+    return Encoded(checkpoint, raw, ())
+
+
+class _Invalid(Exception):
+    def __init__(self, path: str, words: str, kind: str = "schema") -> None:
+        super().__init__(path, words)
+        self.path, self.words, self.kind = path, words, kind
+
+
+class _DuplicateKey(Exception):
+    pass
+
+
+def _damaged(id: str, kind: str, words: str) -> Damaged:
+    return Damaged(f"{id} is damaged ({kind}): {words}", kind=kind, hint=f"checkpoint-tool repair {id}")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _DuplicateKey(next(key for key in keys if keys.count(key) > 1))
+    return fields
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"{text} is too large a number")
+    return number
+
+
+def _parse(raw: bytes, id: str) -> dict[str, Any]:
+    try:
+        value = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
+    except UnicodeDecodeError:
+        raise _damaged(id, "encoding", "it is not UTF-8 text") from None
+    except _DuplicateKey as error:
+        raise _damaged(id, "duplicate-key", f"the key {error.args[0]!r} stands twice in one object") from None
+    except RecursionError:
+        raise _damaged(id, "json", "it is nested too deeply") from None
+    except ValueError as error:
+        raise _damaged(id, "json", str(error) if raw else "the file is empty") from None
+    if not isinstance(value, dict):
+        raise _damaged(id, "not-a-checkpoint", f"it is {_KINDS[type(value)]}, not an object")
+    return value
+
+
+def _check_seal(fields: dict[str, Any], raw: bytes, id: str) -> None:
+    digest = fields.get("digest")
+    if not isinstance(digest, str):
+        raise _damaged(id, "digest", "it has no digest")
+    # Taking the line out of our own layout is much cheaper than encoding the record anew; a file that somebody has
+    # laid out otherwise (jq, an editor) without changing it is still found whole by the second way.
+    flat = raw.replace(b"\n", b"") + b"\n"
+    own = f'"digest":"{digest}",'.encode(errors="replace")
+    if flat.count(own) == 1 and _sha256(flat.replace(own, b"")) == digest:
+        pass
+    else:
+        try:
+            computed = canonical_sha256({key: value for key, value in fields.items() if key != "digest"})
+        except (ValueError, RecursionError):
+            computed = ""
+        if computed != digest:
+            raise _damaged(id, "digest", "its content does not match its digest: it was changed by hand or by the disk")
+    if fields.get("schema_sha256") != SCHEMA_SHA256:
+        raise SchemaMismatch(
+            f"{id} is written under another edition of {SCHEMA} (sha256 {str(fields.get('schema_sha256'))[:12]}, known:"
+            f" {SCHEMA_SHA256[:12]}): upgrade checkpoint-tool",
+            hint="checkpoint-tool --version",
+        )
+
+
+# Each reader takes (value, path) and gives the value as the model has it, or raises _Invalid.
+_Reader = Callable[[Any, str], Any]
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)?")
+_HEX64 = re.compile(r"[0-9a-f]{64}")
+
+
+def _text(value: Any, path: str) -> str:
+    if not isinstance(value, str):
+        raise _Invalid(path, f"must be a string, is {_kind(value)}")
+    return value
+
+
+def _matching(pattern: re.Pattern[str], what: str) -> _Reader:
+    def read(value: Any, path: str) -> str:
+        if not pattern.fullmatch(_text(value, path)):
+            raise _Invalid(path, f"must be {what}")
+        return str(value)
+
+    return read
+
+
+def _flag(value: Any, path: str) -> bool:
+    if not isinstance(value, bool):
+        raise _Invalid(path, f"must be true or false, is {_kind(value)}")
+    return value
+
+
+def _whole(least: int) -> _Reader:
+    def read(value: Any, path: str) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise _Invalid(path, f"must be a whole number of at least {least}")
+        return value
+
+    return read
+
+
+def _time(value: Any, path: str) -> datetime:
+    match = _TIME.fullmatch(_text(value, path))
+    if match is None:
+        raise _Invalid(path, "must be a date and time as in RFC 3339", "date")
+    if match[2] is None:
+        raise _Invalid(path, f"the date {value} has no time zone", "date")
+    try:
+        return datetime.fromisoformat(value).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise _Invalid(path, f"{value} is no date", "date") from None
+
+
+def _object(value: Any, path: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _Invalid(path, f"must be an object, is {_kind(value)}")
+    return value
+
+
+def _member(kind: type[Status] | type[StepStatus]) -> _Reader:
+    def read(value: Any, path: str) -> Status | StepStatus:
+        try:
+            return kind(_text(value, path))
+        except ValueError:
+            raise _Invalid(path, f"must be one of {', '.join(kind)}") from None
+
+    return read
+
+
+def _anything(value: Any, _path: str) -> Any:
+    return value
+
+
+def _or_null(read: _Reader) -> _Reader:
+    return lambda value, path: None if value is None else read(value, path)
+
+
+def _kind(value: Any) -> str:
+    return "an object" if isinstance(value, dict) else _KINDS[type(value)]
+
+
+_name = _matching(NAME, "a name of a-z, 0-9, _ and -")
+_hash = _matching(_HEX64, "a SHA-256 in hex")
+
+_STEP: dict[str, _Reader] = {
+    # Wider than what a new step may be called: the ancestor allowed any text, and its runs can be gone on with.
+    "name": _matching(re.compile(r"(?s).{1,256}"), "a text of 1 to 256 characters"),
+    "status": _member(StepStatus),
+    "attempts": _whole(0),
+    "once": _flag,
+    "added": _flag,
+    "token": _or_null(_whole(0)),
+    "begun_at": _or_null(_time),
+    "ended_at": _or_null(_time),
+    "exit_code": _or_null(_whole(0)),
+    "result": _anything,
+    "error": _or_null(_text),
+    "reason": _or_null(_text),
+}
+_LEASE: dict[str, _Reader] = {
+    "owner": _text,
+    "host": _text,
+    "boot_id": _or_null(_text),
+    "pid_ns": _or_null(_whole(0)),
+    "pid": _or_null(_whole(1)),
+    "pid_started": _or_null(_whole(0)),
+    "lease_s": _or_null(_whole(1)),
+    "token": _whole(1),
+    "acquired_at": _time,
+    "expires_at": _or_null(_time),
+}
+_NOTE: dict[str, _Reader] = {"at": _time, "by": _text, "text": _text}
+
+
+def _notes(value: Any, path: str) -> tuple[Note, ...]:
+    if not isinstance(value, list):
+        raise _Invalid(path, f"must be an array, is {_kind(value)}")
+    notes = []
+    for position, item in enumerate(value):
+        known, extra = _read(item, f"{path}[{position}]", _NOTE)
+        notes.append(Note(**known, extra=extra))
+    return tuple(notes)
+
+
+def _steps(value: Any, path: str) -> tuple[Step, ...]:
+    if not isinstance(value, list):
+        raise _Invalid(path, f"must be an array, is {_kind(value)}")
+    steps = []
+    for position, item in enumerate(value):
+        known, extra = _read(item, f"{path}[{position}]", _STEP, required=("name", "status"))
+        steps.append(Step(**known, extra=extra))
+    if len({step.name for step in steps}) != len(steps):
+        raise _Invalid(path, "one step stands twice")
+    return tuple(steps)
+
+
+def _lease(value: Any, path: str) -> Lease:
+    known, extra = _read(value, path, _LEASE)
+    return Lease(**known, extra=extra)
+
+
+_CHECKPOINT: dict[str, _Reader] = {
+    "id": _matching(ID, "an id of a-z, 0-9, _ and -"),
+    "workflow": _name,
+    "run_id": _matching(RUN_ID, "a UUID in lower case"),
+    "idempotency_key": _or_null(_text),
+    "fingerprint": _hash,
+    "status": _member(Status),
+    "reason": _or_null(_text),
+    "agent": _or_null(_text),
+    "handoff_to": _or_null(_text),
+    "notes": _notes,
+    "data": _object,
+    "data_schema": _or_null(_object),
+    "data_schema_sha256": _or_null(_hash),
+    "open_plan": _flag,
+    "steps": _steps,
+    "lease": _or_null(_lease),
+    "token": _whole(0),
+    "attempts": _whole(1),
+    "max_attempts": _or_null(_whole(1)),
+    "created_at": _time,
+    "updated_at": _time,
+    "progress_at": _time,
+    "heartbeat_at": _time,
+    "finished_at": _or_null(_time),
+    "expires_at": _or_null(_time),
+    "stale_after_s": _or_null(_whole(1)),
+    "pinned": _flag,
+    "revision": _whole(1),
+}
+_ENVELOPE = ("schema", "schema_sha256", "digest")
+
+
+def _read(
+    value: Any, path: str, readers: Mapping[str, _Reader], required: tuple[str, ...] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The known fields as the model has them, and the unknown ones as they are."""
+    fields = _object(value, path)
+    for name in readers if required is None else required:
+        if name not in fields:
+            raise _Invalid(path, f"the field {name!r} is missing")
+    known = {}
+    extra = {}
+    for name, item in fields.items():
+        read = readers.get(name)
+        if read is None:
+            extra[name] = item
+        else:
+            known[name] = read(item, f"{path}.{name}")
+    return known, extra
+
+
+def _from_record(fields: dict[str, Any]) -> Checkpoint:
+    body = {name: value for name, value in fields.items() if name not in _ENVELOPE}
+    known, extra = _read(body, "$", _CHECKPOINT)
+    checkpoint = Checkpoint(**known, extra=extra)
+    if checkpoint.lease is not None and checkpoint.lease.token != checkpoint.token:
+        raise _Invalid("$.lease.token", "must be the last token issued ($.token)")
+    if checkpoint.unfinished != (checkpoint.finished_at is None):
+        raise _Invalid("$.finished_at", f"must {'be null' if checkpoint.unfinished else 'stand'}: {checkpoint.status}")
+    return checkpoint
+
+
+# --- the ancestor's files ("schemaVersion": "1.0", camelCase) -----------------------------------------------------------
+
+_ANCESTOR_STATUS = {
+    "in_progress": Status.IN_PROGRESS,
+    "in-progress": Status.IN_PROGRESS,
+    "active": Status.IN_PROGRESS,
+    "running": Status.IN_PROGRESS,
+    "blocked": Status.BLOCKED,
+    "completed": Status.COMPLETED,
+    "complete": Status.COMPLETED,
+    "done": Status.COMPLETED,
+    "failed": Status.FAILED,
+    "cancelled": Status.CANCELLED,
+    "canceled": Status.CANCELLED,
+}
+_ANCESTOR_KNOWN = frozenset(
+    {
+        "schemaVersion",
+        "workflowId",
+        "status",
+        "currentStep",
+        "completedSteps",
+        "remainingSteps",
+        "agentId",
+        "agent",
+        "handoffTo",
+        "createdAt",
+        "updatedAt",
+        "notes",
+        "checkpointHash",
+    }
+)
+
+
+def _from_ancestor(fields: dict[str, Any], id: str, *, sealed: bool) -> Checkpoint:
+    if fields["schemaVersion"] != ANCESTOR_SCHEMA:
+        raise SchemaMismatch(
+            f"{id} has schemaVersion {fields['schemaVersion']!r}; of the older formats only {ANCESTOR_SCHEMA!r} is known",
+            hint=f"checkpoint-tool repair {id}",
+        )
+    if sealed:
+        bare = {key: value for key, value in fields.items() if key != "checkpointHash"}
+        hashes = {
+            _sha256(json.dumps(bare, sort_keys=True, separators=(",", ":"), ensure_ascii=ascii_only).encode())
+            for ascii_only in (True, False)
+        }
+        if fields.get("checkpointHash") not in hashes:
+            raise _damaged(id, "digest", "its content does not match its checkpointHash")
+    try:
+        checkpoint = _upgraded(fields)
+    except _Invalid as error:
+        raise _damaged(id, error.kind, f"{error.path}: {error.words}") from None
+    if checkpoint.id != id:
+        raise _damaged(id, "id", f"the record inside is that of {checkpoint.id!r}")
+    return checkpoint
+
+
+def _upgraded(fields: dict[str, Any]) -> Checkpoint:
+    """The ancestor's record as one of v1.
+
+    It had no runs, so the run id is made from what never changes in it, and no leases, so a step that is current may
+    have begun: it is in doubt. What v1 has no field for is kept in the data, under its own name.
+    """
+    id = _name(fields.get("workflowId"), "$.workflowId")
+    created = _time(fields.get("createdAt", fields.get("updatedAt")), "$.createdAt")
+    updated = _time(fields.get("updatedAt", fields.get("createdAt")), "$.updatedAt")
+    status_text = _text(fields.get("status", "in_progress"), "$.status")
+    if status_text not in _ANCESTOR_STATUS:
+        raise _Invalid("$.status", f"must be one of {', '.join(_ANCESTOR_STATUS)}")
+    status = _ANCESTOR_STATUS[status_text]
+    steps: dict[str, Step] = {}
+    for field, step_status in (
+        ("completedSteps", StepStatus.COMPLETED),
+        ("currentStep", StepStatus.BEGUN),
+        ("remainingSteps", StepStatus.PENDING),
+    ):
+        value = fields.get(field)
+        names = value if isinstance(value, list) else [] if value in (None, "") else [value]
+        for position, item in enumerate(names):
+            name = _STEP["name"](item, f"$.{field}[{position}]" if isinstance(value, list) else f"$.{field}")
+            moment = None if step_status is StepStatus.PENDING else updated
+            steps.setdefault(
+                name,
+                Step(
+                    name=name,
+                    status=step_status,
+                    attempts=0 if step_status is StepStatus.PENDING else 1,
+                    begun_at=moment if step_status is StepStatus.BEGUN else None,
+                    ended_at=moment if step_status is StepStatus.COMPLETED else None,
+                ),
+            )
+    notes = fields.get("notes")
+    texts = [item for item in notes if isinstance(item, str)] if isinstance(notes, list) else [notes] if notes else []
+    agent = fields.get("agentId", fields.get("agent"))
+    seed = _sha256(_compact([id, timestamp(created)]).encode())
+    return Checkpoint(
+        id=id,
+        workflow=id,
+        # The form of a UUIDv8 (RFC 9562: custom), so that it cannot be taken for one that was given out.
+        run_id=f"{seed[:8]}-{seed[8:12]}-8{seed[13:16]}-8{seed[17:20]}-{seed[20:32]}",
+        fingerprint=seed,
+        status=status,
+        agent=_or_null(_text)(agent, "$.agentId"),
+        handoff_to=_or_null(_text)(fields.get("handoffTo"), "$.handoffTo"),
+        notes=tuple(Note(updated, "ancestor", _text(text, "$.notes")) for text in texts),
+        data={key: value for key, value in fields.items() if key not in _ANCESTOR_KNOWN},
+        open_plan=True,
+        steps=tuple(steps.values()),
+        created_at=created,
+        updated_at=updated,
+        progress_at=updated,
+        heartbeat_at=updated,
+        finished_at=None if status in (Status.IN_PROGRESS, Status.BLOCKED) else updated,
+    )

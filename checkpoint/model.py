@@ -1,0 +1,812 @@
+"""The record of one run and every change of its state.
+
+Each change is a pure function ``(checkpoint, ..., now) -> checkpoint``; one that changes nothing returns the very same
+object, which is how the store knows that there is nothing to write. The clock and the question whether an owner still
+lives come in as arguments.
+
+Named tuples rather than dataclasses: the self-check runs every ten minutes for ever, and importing ``dataclasses``
+(with ``inspect``) costs it 7 ms of a budget of 34.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from checkpoint.errors import (
+    AttemptsExhausted,
+    Conflict,
+    InDoubt,
+    InvalidTransition,
+    Locked,
+    NotFound,
+    StaleToken,
+    Usage,
+)
+
+JsonObject = Mapping[str, Any]
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+"""Workflows and steps; used with fullmatch, so that a trailing newline is no name."""
+
+ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,76}")
+"""A workflow's name, with a hyphen and 12 hex digits behind it where there is a key."""
+
+RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+RECORD_LIMIT = 4 * 1024 * 1024
+"""Bytes of a whole record."""
+
+TEXT_LIMIT = 16 * 1024
+"""Characters of one note, reason or error text."""
+
+DEFAULT_LEASE_S = 30 * 60
+
+
+class Status(StrEnum):
+    IN_PROGRESS = "in_progress"
+    BLOCKED = "blocked"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+UNFINISHED = frozenset({Status.IN_PROGRESS, Status.BLOCKED})
+
+
+class StepStatus(StrEnum):
+    PENDING = "pending"
+    BEGUN = "begun"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+DONE = frozenset({StepStatus.COMPLETED, StepStatus.SKIPPED})
+
+
+class OwnerState(StrEnum):
+    """What is known of a lease's holder. Only ``alive`` and ``unknown`` hold; the others leave the checkpoint free."""
+
+    ALIVE = "alive"
+    UNKNOWN = "unknown"
+    DEAD = "dead"
+    EXPIRED = "expired"
+    NONE = "none"
+
+
+HELD = frozenset({OwnerState.ALIVE, OwnerState.UNKNOWN})
+
+
+class Note(NamedTuple):
+    at: datetime
+    by: str
+    text: str
+    extra: JsonObject = {}
+
+
+class Step(NamedTuple):
+    """One step of the plan.
+
+    ``token``: the fencing token under which it last began. ``added``: appended later, not part of the declared plan.
+    ``once``: its effect must not be repeated blindly. ``reason``: why it was skipped. ``extra``: fields that a newer
+    version wrote, kept as they are.
+    """
+
+    name: str
+    status: StepStatus = StepStatus.PENDING
+    attempts: int = 0
+    once: bool = False
+    added: bool = False
+    token: int | None = None
+    begun_at: datetime | None = None
+    ended_at: datetime | None = None
+    exit_code: int | None = None
+    result: Any = None
+    error: str | None = None
+    reason: str | None = None
+    extra: JsonObject = {}
+
+
+class Owner(NamedTuple):
+    """Who asks for a claim, or writes: a name, and where it can be proven, a process.
+
+    ``lease_s``: seconds a claim holds after the last write; None where the process itself is the proof.
+    """
+
+    name: str
+    host: str
+    boot_id: str | None
+    pid_ns: int | None
+    pid: int | None
+    pid_started: int | None
+    lease_s: int | None
+
+
+class Lease(NamedTuple):
+    """The resume lock as data: from the claim to ``complete``, ``release`` or the owner's death."""
+
+    owner: str
+    host: str
+    boot_id: str | None
+    pid_ns: int | None
+    pid: int | None
+    pid_started: int | None
+    lease_s: int | None
+    token: int
+    acquired_at: datetime
+    expires_at: datetime | None
+    extra: JsonObject = {}
+
+
+class Checkpoint(NamedTuple):
+    """The durable record of one run of a workflow. Times are aware datetimes in UTC, durations whole seconds.
+
+    ``open_plan``: steps may be appended as they come. ``token``: the last fencing token issued. ``reason``: why it is
+    blocked, failed, cancelled or was completed by force. ``extra``: fields of a newer version, kept as they are.
+    """
+
+    id: str
+    workflow: str
+    run_id: str
+    fingerprint: str
+    created_at: datetime
+    updated_at: datetime
+    progress_at: datetime
+    heartbeat_at: datetime
+    idempotency_key: str | None = None
+    status: Status = Status.IN_PROGRESS
+    reason: str | None = None
+    agent: str | None = None
+    handoff_to: str | None = None
+    notes: tuple[Note, ...] = ()
+    data: JsonObject = {}
+    data_schema: JsonObject | None = None
+    data_schema_sha256: str | None = None
+    open_plan: bool = False
+    steps: tuple[Step, ...] = ()
+    lease: Lease | None = None
+    token: int = 0
+    attempts: int = 1
+    max_attempts: int | None = None
+    finished_at: datetime | None = None
+    expires_at: datetime | None = None
+    stale_after_s: int | None = None
+    pinned: bool = False
+    revision: int = 1
+    extra: JsonObject = {}
+
+    @property
+    def unfinished(self) -> bool:
+        return self.status in UNFINISHED
+
+    def step(self, name: str) -> Step | None:
+        return next((step for step in self.steps if step.name == name), None)
+
+
+class View(NamedTuple):
+    """A checkpoint with what only the moment tells: who holds it, what is in doubt, what comes next."""
+
+    checkpoint: Checkpoint
+    owner_state: OwnerState
+    in_doubt: tuple[str, ...]
+    next: str | None
+
+
+class PlanStep(NamedTuple):
+    """A step as the caller declares it."""
+
+    name: str
+    once: bool = False
+
+
+# --- questions ---------------------------------------------------------------------------------------------------
+
+
+def check_name(name: str, what: str) -> str:
+    """``name`` itself. Raises Usage unless it is 1 to 64 of a-z 0-9 _ - and starts with a letter or digit."""
+    if NAME.fullmatch(name):
+        return name
+    shown = name if len(name) <= 80 else name[:77] + "..."
+    raise Usage(
+        f"{shown!r} is no {what}: use 1 to 64 of a-z, 0-9, _ and -, beginning with a letter or digit",
+    )
+
+
+def owner_state(lease: Lease | None, liveness: str, now: datetime) -> OwnerState:
+    """``liveness``: what ``process.liveness`` says of the lease's process ("alive", "dead" or "unknown")."""
+    if lease is None:
+        return OwnerState.NONE
+    if liveness == "dead":
+        return OwnerState.DEAD
+    if lease.expires_at is not None and lease.expires_at <= now:
+        return OwnerState.EXPIRED
+    return OwnerState(liveness)
+
+
+def next_step(checkpoint: Checkpoint) -> Step | None:
+    """The first step that is neither completed nor skipped."""
+    return next((step for step in checkpoint.steps if step.status not in DONE), None)
+
+
+def in_doubt(checkpoint: Checkpoint, state: OwnerState) -> tuple[str, ...]:
+    """Names of the steps that began and never ended while nobody who could still end them lives."""
+    return tuple(step.name for step in checkpoint.steps if _is_in_doubt(checkpoint, step, state))
+
+
+def view(checkpoint: Checkpoint, state: OwnerState) -> View:
+    following = next_step(checkpoint) if checkpoint.unfinished else None
+    return View(checkpoint, state, in_doubt(checkpoint, state), following.name if following else None)
+
+
+def is_expired(checkpoint: Checkpoint, now: datetime) -> bool:
+    return checkpoint.expires_at is not None and checkpoint.expires_at <= now
+
+
+def holder(lease: Lease) -> str:
+    """Who holds it, since when and until when: for messages."""
+    until = f"until {clock(lease.expires_at)}" if lease.expires_at else f"while process {lease.pid} lives"
+    return f"{lease.owner} (token {lease.token}) since {clock(lease.acquired_at)}, {until}"
+
+
+def clock(moment: datetime) -> str:
+    """RFC 3339 in UTC to the second, for messages."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def drift(checkpoint: Checkpoint, plan: Sequence[PlanStep] | None) -> list[str]:
+    """What differs between the plan the run began with and ``plan`` (None: an open plan), step by step, in words."""
+    if plan is None or checkpoint.open_plan:
+        if plan is None and checkpoint.open_plan:
+            return []
+        return ["the run began with an open plan" if checkpoint.open_plan else "the run began with a declared plan"]
+    before = [PlanStep(step.name, step.once) for step in checkpoint.steps if not step.added]
+    names_before, names_now = [step.name for step in before], [step.name for step in plan]
+    words = []
+    for position, step in enumerate(before, 1):
+        if step.name not in names_now:
+            words.append(f"step {position} {step.name!r} is gone")
+    for position, step in enumerate(plan, 1):
+        if step.name not in names_before:
+            words.append(f"step {position} {step.name!r} is new")
+            continue
+        old = before[names_before.index(step.name)]
+        if old.once != step.once:
+            words.append(f"step {position} {step.name!r} is {'now' if step.once else 'no longer'} marked once")
+    kept_before = [name for name in names_before if name in names_now]
+    kept_now = [name for name in names_now if name in names_before]
+    for old_name, new_name in zip(kept_before, kept_now, strict=True):
+        if old_name != new_name:
+            words.append(f"step {names_now.index(old_name) + 1} {old_name!r} was step {names_before.index(old_name) + 1}")
+    return words
+
+
+# --- beginning and ownership ---------------------------------------------------------------------------------------
+
+
+def new(
+    *,
+    id: str,
+    workflow: str,
+    run_id: str,
+    idempotency_key: str | None,
+    fingerprint: str,
+    plan: Sequence[PlanStep] | None,
+    owner: Owner,
+    now: datetime,
+    agent: str | None = None,
+    handoff_to: str | None = None,
+    data: JsonObject | None = None,
+    data_schema: JsonObject | None = None,
+    data_schema_sha256: str | None = None,
+    ttl_s: int | None = None,
+    stale_after_s: int | None = None,
+    max_attempts: int | None = None,
+) -> Checkpoint:
+    """A fresh run, owned by ``owner`` under token 1."""
+    return Checkpoint(
+        id=id,
+        workflow=check_name(workflow, "workflow name"),
+        run_id=run_id,
+        idempotency_key=idempotency_key,
+        fingerprint=fingerprint,
+        agent=agent,
+        handoff_to=handoff_to,
+        data=merged({}, data or {}),
+        data_schema=data_schema,
+        data_schema_sha256=data_schema_sha256,
+        open_plan=plan is None,
+        steps=tuple(Step(name=step.name, once=step.once) for step in checked_plan(plan or ())),
+        lease=_lease(owner, 1, now),
+        token=1,
+        max_attempts=max_attempts,
+        created_at=now,
+        updated_at=now,
+        progress_at=now,
+        heartbeat_at=now,
+        expires_at=now + timedelta(seconds=ttl_s) if ttl_s is not None else None,
+        stale_after_s=stale_after_s,
+    )
+
+
+def checked_plan(plan: Iterable[PlanStep]) -> tuple[PlanStep, ...]:
+    """The plan itself. Raises Usage for a name that is none, or one that stands twice."""
+    steps = tuple(plan)
+    seen: set[str] = set()
+    for step in steps:
+        check_name(step.name, "step name")
+        if step.name in seen:
+            raise Usage(f"step {step.name!r} stands twice in the plan")
+        seen.add(step.name)
+    return steps
+
+
+def above_token(checkpoint: Checkpoint, last: int) -> Checkpoint:
+    """A new run whose token is higher than ``last``, the highest that earlier runs of this id were issued.
+
+    Without it a writer that slept through the end of its own run would hold a valid token for the next one.
+    """
+    token = max(checkpoint.token, last + 1)
+    return checkpoint._replace(token=token, lease=checkpoint.lease and checkpoint.lease._replace(token=token))
+
+
+def claim(
+    checkpoint: Checkpoint,
+    owner: Owner,
+    state: OwnerState,
+    now: datetime,
+    *,
+    agent: str | None = None,
+    steal_reason: str | None = None,
+) -> Checkpoint:
+    """Give ``owner`` the lease: its own again under the same token, or a free or stolen one under the next token.
+
+    Raises InvalidTransition (finished, expired), Locked, AttemptsExhausted.
+    """
+    _refuse_finished(checkpoint)
+    if is_expired(checkpoint, now):
+        assert checkpoint.expires_at is not None
+        raise InvalidTransition(
+            f"{checkpoint.id} expired at {clock(checkpoint.expires_at)}: it is not gone on with unless you say so"
+            " (start it with --replan), or close it",
+            hint=f"checkpoint-tool cancel {checkpoint.id} --reason expired",
+        )
+    lease = checkpoint.lease
+    if lease is not None and _is_holder(lease, owner) and state is not OwnerState.DEAD:
+        renewed = _renewed(lease, owner, now)
+        if renewed == lease and agent in (None, checkpoint.agent):
+            return checkpoint
+        return checkpoint._replace(lease=renewed, agent=agent or checkpoint.agent, heartbeat_at=now)
+    notes = checkpoint.notes
+    if state in HELD:
+        assert lease is not None
+        if steal_reason is None:
+            raise Locked(
+                f"{checkpoint.id} is held by {holder(lease)}",
+                hint=f"checkpoint-tool resume {checkpoint.id} --wait 30s",
+            )
+        notes = (*notes, Note(now, owner.name, f"took the lease from {holder(lease)}: {steal_reason}"))
+    attempts = checkpoint.attempts
+    if lease is not None:
+        # A lease that was given back in order is no failed attempt; one whose owner died, or was robbed, is.
+        if checkpoint.max_attempts is not None and attempts >= checkpoint.max_attempts:
+            raise AttemptsExhausted(
+                f"{checkpoint.id} was begun {attempts} times and may be begun no more than {checkpoint.max_attempts}:"
+                " start it with a higher --max-attempts, or close it",
+                hint=f"checkpoint-tool fail {checkpoint.id} --reason 'attempts exhausted'",
+            )
+        attempts += 1
+    return checkpoint._replace(
+        lease=_lease(owner, checkpoint.token + 1, now),
+        token=checkpoint.token + 1,
+        attempts=attempts,
+        agent=agent or checkpoint.agent,
+        handoff_to=None if agent and agent == checkpoint.handoff_to else checkpoint.handoff_to,
+        notes=notes,
+        heartbeat_at=now,
+    )
+
+
+def enter(
+    checkpoint: Checkpoint,
+    owner: Owner,
+    state: OwnerState,
+    now: datetime,
+    *,
+    plan: Sequence[PlanStep] | None,
+    fingerprint: str,
+    data_schema: JsonObject | None = None,
+    data_schema_sha256: str | None = None,
+    replan: bool = False,
+    agent: str | None = None,
+    max_attempts: int | None = None,
+    ttl_s: int | None = None,
+    stale_after_s: int | None = None,
+) -> Checkpoint:
+    """``start`` on a run that exists unfinished: the same plan and input go on, others are a Conflict unless ``replan``.
+
+    ``max_attempts`` and ``stale_after_s`` take effect on re-entry, because they are how a person lets a run go on;
+    ``ttl_s`` only with ``replan``, or a script that is started daily would never let its run expire.
+    Raises what ``claim`` raises, Conflict, and InDoubt where a step in doubt is not in the new plan.
+    """
+    if state in HELD and checkpoint.lease is not None and not _is_holder(checkpoint.lease, owner):
+        return claim(checkpoint, owner, state, now)  # says who holds it, before any word about plans
+    same_schema = data_schema_sha256 in (None, checkpoint.data_schema_sha256)
+    if not replan and (checkpoint.fingerprint != fingerprint or not same_schema):
+        raise plan_conflict(checkpoint, plan, same_schema=same_schema)
+    if max_attempts is not None and max_attempts != checkpoint.max_attempts:
+        checkpoint = checkpoint._replace(max_attempts=max_attempts)
+    if stale_after_s is not None and stale_after_s != checkpoint.stale_after_s:
+        checkpoint = checkpoint._replace(stale_after_s=stale_after_s)
+    if replan:
+        checkpoint = _replanned(checkpoint, plan, fingerprint, now)
+        expires_at = now + timedelta(seconds=ttl_s) if ttl_s is not None else None
+        checkpoint = checkpoint._replace(expires_at=expires_at)
+        if data_schema is not None:
+            checkpoint = checkpoint._replace(data_schema=data_schema, data_schema_sha256=data_schema_sha256)
+    return claim(checkpoint, owner, state, now, agent=agent)
+
+
+def plan_conflict(checkpoint: Checkpoint, plan: Sequence[PlanStep] | None, *, same_schema: bool = True) -> Conflict:
+    """The error that names what differs from the run as it began."""
+    words = drift(checkpoint, plan)
+    if not same_schema:
+        words.append("the data schema differs")
+    if not words:
+        words.append("the plan is the same, the input differs")
+    what = "key" if checkpoint.idempotency_key is not None else "workflow"
+    way_out = "start with --replan to take the new plan, keeping what is completed"
+    if not checkpoint.unfinished:
+        way_out = "it is finished: use another key"
+    return Conflict(
+        f"this {what} already names a run of {checkpoint.workflow} that began otherwise: {'; '.join(words)} ({way_out})",
+        hint=f"checkpoint-tool show {checkpoint.id}",
+    )
+
+
+def authorize(checkpoint: Checkpoint, owner: Owner, token: int | None, state: OwnerState) -> None:
+    """Whether a write may be taken: the last token, or no token from the lease's own owner, or no live lease at all.
+
+    Raises StaleToken or Locked.
+    """
+    if token is not None:
+        if token != checkpoint.token:
+            raise StaleToken(
+                f"token {token} is not the last one issued for {checkpoint.id} (that is {checkpoint.token}):"
+                " somebody else has taken it over; stop working on it",
+                hint=f"checkpoint-tool show {checkpoint.id}",
+            )
+        return
+    lease = checkpoint.lease
+    if lease is not None and state in HELD and not _is_holder(lease, owner):
+        raise Locked(
+            f"{checkpoint.id} is held by {holder(lease)}; a write needs its token (--token or $CHECKPOINT_TOKEN)",
+            hint=f"checkpoint-tool show {checkpoint.id}",
+        )
+
+
+def renew(checkpoint: Checkpoint, owner: Owner, token: int | None, now: datetime) -> Checkpoint:
+    """A write by the lease's holder is a sign of life: the heartbeat moves, and a lease held by time begins anew."""
+    lease = checkpoint.lease
+    if lease is None or not (token == lease.token or (token is None and _is_holder(lease, owner))):
+        return checkpoint
+    return checkpoint._replace(lease=_extended(lease, now), heartbeat_at=now)
+
+
+def heartbeat(checkpoint: Checkpoint, owner: Owner, token: int | None, now: datetime) -> Checkpoint:
+    """Say "alive" without progress. Raises InvalidTransition when the writer holds no lease."""
+    _refuse_finished(checkpoint)
+    renewed = renew(checkpoint, owner, token, now)
+    if renewed is checkpoint:
+        raise InvalidTransition(
+            f"{checkpoint.id} is not yours to keep alive: nobody holds it",
+            hint=f"checkpoint-tool resume {checkpoint.id}",
+        )
+    return renewed
+
+
+def release(checkpoint: Checkpoint) -> Checkpoint:
+    """Give the lease back; the work stays unfinished and free to be taken."""
+    _refuse_finished(checkpoint)
+    return checkpoint if checkpoint.lease is None else checkpoint._replace(lease=None)
+
+
+# --- steps -----------------------------------------------------------------------------------------------------------
+
+
+def add_step(checkpoint: Checkpoint, name: str, *, once: bool = False) -> Checkpoint:
+    """Append a step. One that is there already is left alone, so that a retry does no harm."""
+    if checkpoint.step(name) is not None:
+        return checkpoint
+    _refuse_finished(checkpoint)
+    step = Step(name=check_name(name, "step name"), once=once, added=not checkpoint.open_plan)
+    return checkpoint._replace(steps=(*checkpoint.steps, step))
+
+
+def begin_step(checkpoint: Checkpoint, name: str, state: OwnerState, now: datetime, *, once: bool = False) -> Checkpoint:
+    """Mark the step begun under the present token.
+
+    A repeatable step in doubt begins again; so does a failed one. Raises InDoubt for one marked once that is in doubt,
+    InvalidTransition for one that is completed or skipped (or the run blocked), NotFound outside a declared plan.
+    """
+    if checkpoint.open_plan and checkpoint.step(name) is None:
+        checkpoint = add_step(checkpoint, name, once=once)
+    step = _step(checkpoint, name)
+    _refuse_finished(checkpoint)
+    if step.status in DONE:
+        raise InvalidTransition(
+            f"step {name!r} of {checkpoint.id} is already {step.status}: beginning it would do it twice",
+            hint=f"checkpoint-tool show {checkpoint.id}",
+        )
+    if checkpoint.status is Status.BLOCKED:
+        raise InvalidTransition(
+            f"{checkpoint.id} is blocked: {checkpoint.reason}",
+            hint=f"checkpoint-tool update {checkpoint.id} --unblock",
+        )
+    if step.status is StepStatus.BEGUN:
+        if not _is_in_doubt(checkpoint, step, state):
+            return checkpoint
+        if step.once or once:
+            raise InDoubt(
+                f"step {name!r} of {checkpoint.id} began at {clock(step.begun_at) if step.begun_at else 'some time'} and"
+                " nobody knows whether it ended; it may not be repeated blindly: look, then say --complete or --retry",
+                hint=f"checkpoint-tool update {checkpoint.id} --complete {name}",
+            )
+    begun = step._replace(
+        status=StepStatus.BEGUN,
+        attempts=step.attempts + 1,
+        once=step.once or once,
+        token=checkpoint.token,
+        begun_at=now,
+        ended_at=None,
+        exit_code=None,
+        result=None,
+        error=None,
+    )
+    return _moved(checkpoint, begun, now)
+
+
+def complete_step(checkpoint: Checkpoint, name: str, now: datetime, *, result: Any = None) -> Checkpoint:
+    """Mark the step completed. Already completed: nothing changes, the first result stays."""
+    step = _step(checkpoint, name)
+    if step.status is StepStatus.COMPLETED:
+        return checkpoint
+    _refuse_finished(checkpoint)
+    if step.status is StepStatus.SKIPPED:
+        raise InvalidTransition(
+            f"step {name!r} of {checkpoint.id} was skipped; take that back first",
+            hint=f"checkpoint-tool update {checkpoint.id} --retry {name}",
+        )
+    ended = step._replace(status=StepStatus.COMPLETED, attempts=step.attempts or 1, ended_at=now, result=result, error=None)
+    return _moved(checkpoint, ended, now)
+
+
+def fail_step(checkpoint: Checkpoint, name: str, now: datetime, *, error: str | None = None) -> Checkpoint:
+    """Mark the step failed: it ended, its effect is not in place, and it may begin again."""
+    step = _step(checkpoint, name)
+    if step.status is StepStatus.FAILED and step.error == error:
+        return checkpoint
+    _refuse_finished(checkpoint)
+    _refuse_done(checkpoint, step, "failed")
+    ended = step._replace(status=StepStatus.FAILED, attempts=step.attempts or 1, ended_at=now, error=error)
+    return _moved(checkpoint, ended, now)
+
+
+def skip_step(checkpoint: Checkpoint, name: str, now: datetime, *, reason: str) -> Checkpoint:
+    """Leave the step out, with the reason: it counts as done."""
+    step = _step(checkpoint, name)
+    if step.status is StepStatus.SKIPPED:
+        return checkpoint
+    _refuse_finished(checkpoint)
+    _refuse_done(checkpoint, step, "skipped")
+    return _moved(checkpoint, step._replace(status=StepStatus.SKIPPED, ended_at=now, reason=reason), now)
+
+
+def retry_step(checkpoint: Checkpoint, name: str, now: datetime) -> Checkpoint:
+    """Back to pending: it failed, was skipped, or is in doubt and somebody found that its effect is not in place."""
+    step = _step(checkpoint, name)
+    if step.status is StepStatus.PENDING:
+        return checkpoint
+    _refuse_finished(checkpoint)
+    _refuse_done(checkpoint, step, "tried again", allow=StepStatus.SKIPPED)
+    fresh = Step(name=step.name, attempts=step.attempts, once=step.once, added=step.added, extra=step.extra)
+    return _moved(checkpoint, fresh, now)
+
+
+# --- the run as a whole ----------------------------------------------------------------------------------------------
+
+
+def block(checkpoint: Checkpoint, reason: str) -> Checkpoint:
+    """The run waits for something outside: no step may begin until it is unblocked."""
+    if checkpoint.status is Status.BLOCKED and checkpoint.reason == reason:
+        return checkpoint
+    _refuse_finished(checkpoint)
+    return checkpoint._replace(status=Status.BLOCKED, reason=reason)
+
+
+def unblock(checkpoint: Checkpoint, now: datetime) -> Checkpoint:
+    if checkpoint.status is Status.IN_PROGRESS:
+        return checkpoint
+    _refuse_finished(checkpoint)
+    return checkpoint._replace(status=Status.IN_PROGRESS, reason=None, progress_at=now)
+
+
+def note(checkpoint: Checkpoint, text: str, by: str, now: datetime) -> Checkpoint:
+    _refuse_finished(checkpoint)
+    return checkpoint._replace(notes=(*checkpoint.notes, Note(now, by, text)))
+
+
+def merge_data(checkpoint: Checkpoint, patch: JsonObject) -> Checkpoint:
+    """Merge ``patch`` into the data (JSON Merge Patch, RFC 7386: null removes a key)."""
+    data = merged(checkpoint.data, patch)
+    if data == checkpoint.data:
+        return checkpoint
+    _refuse_finished(checkpoint)
+    return checkpoint._replace(data=data)
+
+
+def finish(
+    checkpoint: Checkpoint, status: Status, state: OwnerState, now: datetime, *, reason: str | None = None
+) -> Checkpoint:
+    """End the run for good. ``completed`` wants every step done, or a reason to do without.
+
+    Raises InvalidTransition: steps left, or already finished in another way.
+    """
+    if checkpoint.status is status:
+        return checkpoint
+    _refuse_finished(checkpoint)
+    left = [step for step in checkpoint.steps if step.status not in DONE]
+    if status is Status.COMPLETED and left and reason is None:
+        doubtful = in_doubt(checkpoint, state)
+        names = ", ".join(f"{step.name} ({'in doubt' if step.name in doubtful else step.status})" for step in left)
+        raise InvalidTransition(
+            f"{checkpoint.id} has {len(left)} of {len(checkpoint.steps)} steps left: {names}"
+            " (complete or skip them, or use --force --reason TEXT)",
+            hint=f"checkpoint-tool show {checkpoint.id}",
+        )
+    return checkpoint._replace(status=status, reason=reason, lease=None, finished_at=now, handoff_to=None)
+
+
+def check_finished(checkpoint: Checkpoint) -> None:
+    """Raises InvalidTransition for an unfinished run."""
+    if checkpoint.unfinished:
+        raise InvalidTransition(f"{checkpoint.id} is unfinished", hint=f"checkpoint-tool show {checkpoint.id}")
+
+
+def check_deletable(checkpoint: Checkpoint) -> None:
+    """Raises InvalidTransition for unfinished work and for what is pinned."""
+    check_finished(checkpoint)
+    if checkpoint.pinned:
+        raise InvalidTransition(f"{checkpoint.id} is pinned", hint=f"checkpoint-tool unpin {checkpoint.id}")
+
+
+def pin(checkpoint: Checkpoint, pinned: bool) -> Checkpoint:
+    """Keep it from ``prune``, or no longer."""
+    return checkpoint if checkpoint.pinned == pinned else checkpoint._replace(pinned=pinned)
+
+
+def stamped(checkpoint: Checkpoint, now: datetime) -> Checkpoint:
+    """As it is to be written: the next revision, at ``now``."""
+    return checkpoint._replace(revision=checkpoint.revision + 1, updated_at=now)
+
+
+def merged(target: JsonObject, patch: JsonObject) -> dict[str, Any]:
+    """JSON Merge Patch (RFC 7386) of two objects."""
+    result = dict(target)
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        elif isinstance(value, Mapping):
+            below = result.get(key)
+            result[key] = merged(below if isinstance(below, Mapping) else {}, value)
+        else:
+            result[key] = value
+    return result
+
+
+# --- inside ----------------------------------------------------------------------------------------------------------
+
+
+def _is_in_doubt(checkpoint: Checkpoint, step: Step, state: OwnerState) -> bool:
+    return step.status is StepStatus.BEGUN and (state not in HELD or step.token != checkpoint.token)
+
+
+def _is_holder(lease: Lease, owner: Owner) -> bool:
+    """The same owner asks again: same name on the same boot of the same host and, where both name one, same process."""
+    if (lease.owner, lease.host, lease.boot_id) != (owner.name, owner.host, owner.boot_id):
+        return False
+    if lease.pid is None or owner.pid is None:
+        return True
+    return (lease.pid, lease.pid_started, lease.pid_ns) == (owner.pid, owner.pid_started, owner.pid_ns)
+
+
+def _lease(owner: Owner, token: int, now: datetime) -> Lease:
+    lease = Lease(
+        owner=owner.name,
+        host=owner.host,
+        boot_id=owner.boot_id,
+        pid_ns=owner.pid_ns,
+        pid=owner.pid,
+        pid_started=owner.pid_started,
+        lease_s=owner.lease_s,
+        token=token,
+        acquired_at=now,
+        expires_at=None,
+    )
+    return _extended(lease, now)
+
+
+def _renewed(lease: Lease, owner: Owner, now: datetime) -> Lease:
+    """The same claim again: a process newly named is taken as the proof, a newly asked time as the time."""
+    if owner.pid is not None and lease.pid is None:
+        lease = lease._replace(pid=owner.pid, pid_started=owner.pid_started, pid_ns=owner.pid_ns, lease_s=owner.lease_s)
+    elif lease.lease_s is not None and owner.lease_s is not None:
+        lease = lease._replace(lease_s=owner.lease_s)
+    return _extended(lease, now)
+
+
+def _extended(lease: Lease, now: datetime) -> Lease:
+    if lease.lease_s is None:
+        return lease if lease.expires_at is None else lease._replace(expires_at=None)
+    return lease._replace(expires_at=now + timedelta(seconds=lease.lease_s))
+
+
+def _replanned(checkpoint: Checkpoint, plan: Sequence[PlanStep] | None, fingerprint: str, now: datetime) -> Checkpoint:
+    wanted = checked_plan(plan or ())
+    names = {step.name for step in wanted}
+    kept_outside = []
+    for step in checkpoint.steps:
+        if step.name in names:
+            continue
+        if step.status is StepStatus.BEGUN:
+            raise InDoubt(
+                f"step {step.name!r} of {checkpoint.id} began, has not ended, and is not in the new plan: settle it first",
+                hint=f"checkpoint-tool update {checkpoint.id} --complete {step.name}",
+            )
+        if step.status in DONE or plan is None:
+            kept_outside.append(step._replace(added=plan is not None))
+    old = {step.name: step for step in checkpoint.steps}
+    steps = (
+        *kept_outside,
+        *(
+            old[step.name]._replace(once=step.once, added=False) if step.name in old else Step(step.name, once=step.once)
+            for step in wanted
+        ),
+    )
+    if steps == checkpoint.steps and fingerprint == checkpoint.fingerprint:
+        return checkpoint
+    return checkpoint._replace(steps=steps, open_plan=plan is None, fingerprint=fingerprint, progress_at=now)
+
+
+def _step(checkpoint: Checkpoint, name: str) -> Step:
+    step = checkpoint.step(name)
+    if step is None:
+        check_name(name, "step name")
+        known = ", ".join(step.name for step in checkpoint.steps[:20]) or "none"
+        raise NotFound(
+            f"{checkpoint.id} has no step {name!r} (its steps: {known}); --add appends one",
+            hint=f"checkpoint-tool update {checkpoint.id} --add {name}",
+        )
+    return step
+
+
+def _moved(checkpoint: Checkpoint, step: Step, now: datetime) -> Checkpoint:
+    steps = tuple(step if old.name == step.name else old for old in checkpoint.steps)
+    return checkpoint._replace(steps=steps, progress_at=now)
+
+
+def _refuse_finished(checkpoint: Checkpoint) -> None:
+    if not checkpoint.unfinished:
+        raise InvalidTransition(
+            f"{checkpoint.id} is already {checkpoint.status}: a finished run does not change",
+            hint=f"checkpoint-tool show {checkpoint.id}",
+        )
+
+
+def _refuse_done(checkpoint: Checkpoint, step: Step, what: str, *, allow: StepStatus | None = None) -> None:
+    if step.status in DONE and step.status is not allow:
+        raise InvalidTransition(
+            f"step {step.name!r} of {checkpoint.id} is already {step.status} and cannot be {what}",
+            hint=f"checkpoint-tool show {checkpoint.id}",
+        )

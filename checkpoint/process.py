@@ -1,0 +1,185 @@
+"""Who runs: this host, its boot, a process and its start time, and whether such a process still lives.
+
+A process id alone proves nothing: ids are reused, and they mean other processes after a reboot or in another pid
+namespace. So a process is named by host, boot id, pid namespace, pid and start time together (proc(5)).
+What cannot be proven is "unknown", never "dead": a live owner that is declared dead gets its work done twice.
+"""
+
+import errno
+import functools
+import hashlib
+import os
+import pwd
+import sys
+from typing import Literal, NamedTuple, Protocol
+
+Liveness = Literal["alive", "dead", "unknown"]
+
+_MACHINE_ID_FILES = ("/etc/machine-id", "/var/lib/dbus/machine-id")
+
+
+class Process(NamedTuple):
+    """A process, or with ``pid`` None just a boot of a host.
+
+    ``host``: 16 hex digits; ``boot_id``: the kernel's random id of this boot; ``pid_ns``: inode of the pid namespace;
+    ``pid_started``: clock ticks from boot to the start of the process. Each is None where the system does not tell.
+    """
+
+    host: str
+    boot_id: str | None
+    pid_ns: int | None
+    pid: int | None
+    pid_started: int | None
+
+
+class Identity(Protocol):
+    """Anything that names a process by these five, such as a lease."""
+
+    @property
+    def host(self) -> str: ...
+    @property
+    def boot_id(self) -> str | None: ...
+    @property
+    def pid_ns(self) -> int | None: ...
+    @property
+    def pid(self) -> int | None: ...
+    @property
+    def pid_started(self) -> int | None: ...
+
+
+def this_boot() -> Process:
+    """This host in its present boot, naming no process."""
+    return Process(_host(), _boot_id(), _pid_namespace(), None, None)
+
+
+def of(pid: int) -> Process | None:
+    """The process with this pid as it runs now, or None when there is no such process."""
+    if _gone(pid):
+        return None
+    state, started = _stat(pid)
+    if state in _ENDED:
+        return None
+    return this_boot()._replace(pid=pid, pid_started=started)
+
+
+def liveness(process: Identity | None) -> Liveness:
+    """Whether ``process`` still runs. The order matters: each question is only worth asking once the ones before agree."""
+    if process is None:
+        return "unknown"
+    if process.host != _host():
+        return "unknown"
+    boot = _boot_id()
+    if process.boot_id is not None and boot is not None and process.boot_id != boot:
+        return "dead"
+    if process.pid is None or process.pid_ns != _pid_namespace():
+        return "unknown"
+    if _gone(process.pid):
+        return "dead"
+    state, started = _stat(process.pid)
+    if state in _ENDED:
+        return "dead"
+    if started is None or process.pid_started is None:
+        return "unknown"
+    return "alive" if started == process.pid_started else "dead"
+
+
+def owner_name(pid: int | None) -> str:
+    """``user@host:pid``: who asks, when nobody says it. ``pid``: the process that owns the work, by default our parent."""
+    try:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        user = str(os.geteuid())
+    return f"{user}@{os.uname().nodename}:{os.getppid() if pid is None else pid}"
+
+
+def own_pid() -> int:
+    return os.getpid()
+
+
+def fill_standard_streams() -> None:
+    """Put /dev/null where standard input, output or error is closed.
+
+    Otherwise the next file opened, a checkpoint, gets number 1 or 2, and messages are written into it.
+    """
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            # Read-only on purpose: a result written to a closed stdout must fail, not vanish.
+            null = os.open(os.devnull, os.O_RDONLY)
+            if null != fd:
+                os.dup2(null, fd)
+                os.close(null)
+
+
+def write_stdout(data: bytes) -> None:
+    """All of ``data`` to file descriptor 1, with nothing left in a buffer that could fail at exit. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(1, view) :]
+
+
+def write_stderr(text: str) -> None:
+    """A line for people. Where nobody can read it, it is not worth failing over."""
+    try:
+        os.write(2, text.encode("utf-8", "backslashreplace") + b"\n")
+    except OSError:
+        pass
+
+
+_ENDED = ("Z", "X", "x")
+
+
+def _gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return error.errno == errno.ESRCH
+    except OverflowError:
+        return True
+    return False
+
+
+def _stat(pid: int) -> tuple[str | None, int | None]:
+    """State letter and start time (field 22) of /proc/PID/stat; (None, None) where it cannot be read (hidepid, macOS)."""
+    text = _read(f"/proc/{pid}/stat")
+    # The second field is the program's name in brackets and may itself hold brackets and spaces.
+    fields = text.rpartition(")")[2].split() if text else []
+    if len(fields) < 20:
+        return None, None
+    return fields[0], int(fields[19])
+
+
+@functools.cache
+def _host() -> str:
+    for path in _MACHINE_ID_FILES:
+        machine = _read(path)
+        if machine:
+            break
+    else:
+        machine = os.uname().nodename
+    # machine-id(5) asks that the id itself is not handed around, only a hash keyed by the application.
+    return hashlib.sha256(b"checkpoint-tool\0" + machine.encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _boot_id() -> str | None:
+    return _read("/proc/sys/kernel/random/boot_id") or None
+
+
+@functools.cache
+def _pid_namespace() -> int | None:
+    if sys.platform != "linux":
+        return None
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return None
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(4096).strip()
+    except OSError:
+        return ""

@@ -1,0 +1,181 @@
+"""Results as text: JSON, TSV, shell assignments, plain words. Whatever came out of a file is escaped."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from checkpoint import model
+from checkpoint.codec import timestamp
+from checkpoint.model import Step, StepStatus, View
+from checkpoint.monitor import Finding, Report, Severity
+
+# Control characters (C0, DEL, C1), line separators, and what turns or hides text: direction marks, zero-width ones, tags.
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
+)
+_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def escape(text: str) -> str:
+    """The text on one line, with nothing in it that a terminal would act on."""
+    return _UNSAFE.sub(_escaped, text)
+
+
+def to_json(value: Any) -> str:
+    """One line of pure ASCII: safe on any terminal and in any encoding."""
+    return json.dumps(value, ensure_ascii=True, allow_nan=False)
+
+
+def to_tsv(cells: Iterable[object]) -> str:
+    """Cells between tabs; backslash, tab and newline inside a cell are escaped."""
+    return "\t".join(escape(str("" if cell is None else cell).replace("\\", "\\\\")) for cell in cells)
+
+
+def to_env(values: Mapping[str, object]) -> str:
+    """Lines of ``export NAME='value'``, safe to ``eval`` in any POSIX shell whatever the values hold."""
+    return "".join(f"export {name}={_quoted(value)}\n" for name, value in values.items())
+
+
+def duration(seconds: int) -> str:
+    """The two largest units: ``45s``, ``12m 5s``, ``3h``, ``2d 4h``."""
+    sign, left = ("-", -seconds) if seconds < 0 else ("", seconds)
+    parts = []
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count}{unit}")
+        elif parts:
+            break
+        if len(parts) == 2:
+            break
+    return sign + (" ".join(parts) or "0s")
+
+
+def run_lines(view: View, *, full: bool) -> list[str]:
+    """A checkpoint in words. ``full``: everything that is known, else what one needs to go on."""
+    checkpoint = view.checkpoint
+    lines = [f"{checkpoint.id}  {checkpoint.status}" + (f": {escape(checkpoint.reason)}" if checkpoint.reason else "")]
+
+    def line(label: str, value: object) -> None:
+        if value not in (None, "", ()):
+            lines.append(f"  {label + ':':<12}{escape(str(value))}")
+
+    line("run", checkpoint.run_id)
+    line("key", checkpoint.idempotency_key)
+    line("token", checkpoint.token)
+    limit = f" of at most {checkpoint.max_attempts}" if checkpoint.max_attempts else ""
+    line("attempt", f"{checkpoint.attempts}{limit}" if checkpoint.attempts > 1 or limit else None)
+    if checkpoint.lease is not None:
+        line("held by", f"{model.holder(checkpoint.lease)}, {view.owner_state}")
+    line("agent", checkpoint.agent)
+    line("handoff to", checkpoint.handoff_to)
+    line("done", _names(checkpoint.steps, model.DONE))
+    line("failed", _names(checkpoint.steps, {StepStatus.FAILED}))
+    line("in doubt", ", ".join(view.in_doubt))
+    line("next", view.next)
+    if view.in_doubt and checkpoint.unfinished:
+        line("", "a step in doubt began and never ended: see whether its effect is in place, then say")
+        line("", f"checkpoint-tool update {checkpoint.id} --complete STEP   or   --retry STEP")
+    if full:
+        for step in checkpoint.steps:
+            lines.append(_step_line(step, doubtful=step.name in view.in_doubt))
+        line("created", model.clock(checkpoint.created_at))
+        line("progress", model.clock(checkpoint.progress_at))
+        line("expires", _moment(checkpoint.expires_at))
+        line("finished", _moment(checkpoint.finished_at))
+        line("stale after", duration(checkpoint.stale_after_s) if checkpoint.stale_after_s else None)
+        line("pinned", "yes" if checkpoint.pinned else None)
+    for note in checkpoint.notes:
+        line("note", f"{model.clock(note.at)} {note.by}: {note.text}")
+    if checkpoint.data:
+        line("data", to_json(dict(checkpoint.data)))
+    return lines
+
+
+def brief(view: View) -> str:
+    """A checkpoint in one line: what changed by the last command, and what comes next."""
+    checkpoint = view.checkpoint
+    done = sum(step.status in model.DONE for step in checkpoint.steps)
+    words = [f"{checkpoint.id}  {checkpoint.status}, {done} of {len(checkpoint.steps)} steps done"]
+    if view.in_doubt:
+        words.append(f"in doubt: {', '.join(view.in_doubt)}")
+    if view.next:
+        words.append(f"next: {view.next}")
+    return escape(", ".join(words))
+
+
+def check_line(report: Report) -> str:
+    """The first line of the self-check, as monitoring plugins print it: words, a bar, performance data."""
+    policy, oldest = report.policy, report.oldest
+    if report.severity is Severity.OK:
+        words = f"nothing stale, {report.unfinished} unfinished"
+    else:
+        parts = []
+        if report.stale:
+            age = f" (oldest {oldest.id}, {duration(oldest.age_s or 0)})" if oldest else ""
+            parts.append(f"{len(report.stale)} stale{age}")
+        if report.unreadable:
+            parts.append(f"{report.unreadable} unreadable")
+        missing = [finding for finding in report.findings if finding.severity is Severity.UNKNOWN]
+        parts += [finding.detail for finding in missing]
+        words = ", ".join(parts)
+    performance = (
+        f"stale={len(report.stale)};0;{policy.critical_count};0"
+        f" oldest_age={max(oldest.age_s or 0, 0) if oldest else 0}s;{policy.threshold_s};{policy.critical_s};0"
+        f" unfinished={report.unfinished};;;0 unreadable={report.unreadable};;0;0"
+    )
+    return f"CHECKPOINT {report.severity.name} - {escape(words).replace('|', '/')} | {performance}"
+
+
+def finding_line(finding: Finding) -> str:
+    """One finding in words."""
+    name = finding.id or finding.store
+    age = f" for {duration(finding.age_s)}" if finding.age_s is not None else ""
+    following = f", next: {finding.next}" if finding.next else ""
+    return escape(f"{finding.severity.name} {name}: {finding.reason}{age}: {finding.detail}{following}").replace("|", "/")
+
+
+def finding_document(finding: Finding) -> dict[str, Any]:
+    """One finding as JSON."""
+    return finding._asdict() | {
+        "severity": finding.severity.name,
+        "reason": str(finding.reason),
+        "progress_at": timestamp(finding.progress_at) if finding.progress_at else None,
+        "in_doubt": list(finding.in_doubt),
+    }
+
+
+def _escaped(match: re.Match[str]) -> str:
+    character = match[0]
+    code = ord(character)
+    return _SHORT.get(character) or (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}")
+
+
+def _quoted(value: object) -> str:
+    # Single quotes keep every byte as it is; NUL cannot stand in a shell's variable at all.
+    return "'" + str("" if value is None else value).replace("\0", "").replace("'", "'\\''") + "'"
+
+
+def _names(steps: Iterable[Step], statuses: Iterable[StepStatus]) -> str:
+    return ", ".join(step.name for step in steps if step.status in statuses)
+
+
+def _moment(moment: datetime | None) -> str | None:
+    return None if moment is None else model.clock(moment)
+
+
+def _step_line(step: Step, *, doubtful: bool) -> str:
+    words = "in doubt" if doubtful else str(step.status)
+    when = step.ended_at or step.begun_at
+    parts = [f"  - {step.name:<24} {words:<10}", model.clock(when) if when else ""]
+    if step.attempts > 1:
+        parts.append(f"{step.attempts} attempts")
+    if step.once:
+        parts.append("once")
+    parts += [text for text in (step.error, step.reason) if text]
+    if step.result is not None:
+        parts.append(to_json(step.result))
+    return escape(" ".join(part for part in parts if part)).rstrip()

@@ -1,0 +1,101 @@
+"""Where checkpoints are kept: the protocol that every backend fulfils, and ``open_store``.
+
+Claiming, renewing and completing are all ``update`` with a pure function of the model, so the protocol has no verbs
+for locks, and a backend needs no more than one atomic read-decide-write.
+"""
+
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from os import PathLike
+from typing import NamedTuple, Protocol
+
+from checkpoint._load import load
+from checkpoint.errors import CheckpointError, Usage
+from checkpoint.model import ID, Checkpoint
+
+Change = Callable[[Checkpoint, datetime], Checkpoint]
+"""(checkpoint as it stands, the store's clock) -> checkpoint as it is to stand; the same object for "no change"."""
+
+DEFAULT_STORE = "memory/checkpoints"
+
+
+class Entry(NamedTuple):
+    """One thing found in a store: a checkpoint, or the error that stands in its place.
+
+    ``name``: the id, or the run id where only that is unique; ``place``: where it stands, relative to the store.
+    """
+
+    name: str
+    place: str
+    checkpoint: Checkpoint | None
+    error: CheckpointError | None
+
+
+class Store(Protocol):
+    """``name`` is an id (``deploy``, ``deploy-1a2b3c4d5e6f``) or a run id.
+
+    An id means the unfinished run, else the receipt of that key, else the last finished run of that workflow.
+    Every verb may raise StoreUnavailable; those that read one record Damaged and SchemaMismatch.
+    """
+
+    location: str
+
+    def now(self) -> datetime:
+        """The store's clock, in UTC, to the millisecond."""
+
+    def create(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Keep a new run, its token raised above any that this id was ever issued. Raises AlreadyExists."""
+
+    def load(self, name: str) -> Checkpoint:
+        """Raises NotFound."""
+
+    def update(self, name: str, change: Change) -> Checkpoint:
+        """One atomic read-decide-write; what ``change`` raises comes out and nothing is written. Raises NotFound.
+
+        When it returns, the state is durable, also where nothing had to be written.
+        """
+
+    def scan(self, *, finished: bool = False) -> Iterator[Entry]:
+        """Unfinished checkpoints in the order of their ids, or all. Never raises for one bad record."""
+
+    def archive(self, id: str) -> None:
+        """Move a finished run out of the unfinished ones. Done already: nothing happens."""
+
+    def delete(self, name: str) -> None:
+        """Forget a finished run. Gone already: nothing happens."""
+
+    def raw(self, name: str) -> tuple[str, bytes]:
+        """(id, the stored bytes, damaged or not). Raises NotFound, Damaged where there is nothing to read."""
+
+    def leftovers(self) -> list[str]:
+        """What dead processes and repairs left behind, as places: no damage, only worth knowing."""
+
+    def repair(self, name: str, reseal: Callable[[str, bytes], Checkpoint] | None) -> str:
+        """Set a record aside and, with ``reseal(id, bytes)``, put what that makes of it in its place.
+
+        Returns where the old bytes are kept. Raises NotFound, and what ``reseal`` raises.
+        """
+
+
+def open_store(url: "str | PathLike[str]") -> Store:
+    """``memory:``, or the folder of a file store as a path or ``file:PATH``."""
+    text = str(url)
+    if text == "memory:":
+        return load("checkpoint.store.memory:MemoryStore")()  # type: ignore[no-any-return]
+    path = text.removeprefix("file:")
+    if not path or "\0" in path:
+        raise Usage(f"{text!r} is no path of a store")
+    return load("checkpoint.store.file:FileStore")(path)  # type: ignore[no-any-return]
+
+
+def stores_below(root: str) -> list[str]:
+    """The stores of a workspace: its own, and those of the agents in it."""
+    return load("checkpoint.store.file:stores_below")(root)  # type: ignore[no-any-return]
+
+
+def checked(name: str) -> str:
+    """``name`` itself. Raises Usage unless it can be an id or a run id."""
+    if ID.fullmatch(name):
+        return name
+    shown = name if len(name) <= 80 else name[:77] + "..."
+    raise Usage(f"{shown!r} is no id of a checkpoint: an id holds a-z, 0-9, _ and -", hint="checkpoint-tool list --all")

@@ -1,0 +1,331 @@
+"""The write protocol and the safe reads: what makes an acknowledged write survive, and a planted file harmless.
+
+Everything goes through the descriptor of an opened folder, so that a path that is replaced meanwhile cannot lead us
+elsewhere. Errors of the system come out as OSError; a file that is not what it should be as Damaged.
+"""
+
+import errno
+import fcntl
+import os
+import re
+import stat
+from collections.abc import Iterator
+
+from checkpoint.errors import DAMAGE_KINDS, Damaged, StoreUnavailable
+from checkpoint.model import RECORD_LIMIT
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+TEMPORARY = re.compile(r"\.([a-z0-9][a-z0-9_-]*)\.[0-9a-f]{12}\.tmp")
+
+
+class Folder:
+    """An open folder that is ours alone. Closed by ``close`` or when it is collected."""
+
+    def __init__(self, fd: int, path: str) -> None:
+        self.fd = fd
+        self.path = path
+        self._synced: set[str] = set()
+        status = os.fstat(fd)
+        if status.st_uid != os.geteuid():
+            self.close()
+            raise StoreUnavailable(
+                f"the folder {path} belongs to another user (uid {status.st_uid}); run as that user or use --store"
+            )
+        if status.st_mode & 0o022:
+            self.close()
+            raise StoreUnavailable(
+                f"others may write into the folder {path}, and could plant checkpoints: take that right away"
+                f" (chmod go-w {path})"
+            )
+
+    @classmethod
+    def open(cls, path: str) -> "Folder":
+        """Raises OSError; FileNotFoundError where there is none; StoreUnavailable for a link or an unsafe one."""
+        try:
+            return cls(os.open(path, _FOLDER), path)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR) and os.path.islink(path):
+                raise StoreUnavailable(f"{path} is a symbolic link, and a store is not followed through one") from None
+            raise
+
+    @classmethod
+    def make(cls, path: str) -> "Folder":
+        """Open, made first where it is missing, with each folder above it; durable once this returns.
+
+        A folder's own entry is made durable before anything is made inside it, so one that exists with something in it
+        needs no more care, and only the last one may still hang in the air from a run that died right here.
+        """
+        missing = []
+        above = path
+        while not os.path.exists(above):
+            missing.append(above)
+            above = os.path.dirname(above)
+        if missing:
+            _sync_folder(os.path.dirname(above))
+        for folder in reversed(missing):
+            try:
+                os.mkdir(folder, 0o700)
+            except FileExistsError:
+                pass
+            _sync_folder(os.path.dirname(folder))
+        if not missing:
+            _sync_folder(os.path.dirname(path))
+        return cls.open(path)
+
+    def child(self, name: str, *, make: bool = False, durable: bool = True) -> "Folder":
+        """A folder inside. Raises FileNotFoundError unless ``make``; made, it is durable once this returns."""
+        path = os.path.join(self.path, name)
+        if make:
+            try:
+                os.mkdir(name, 0o700, dir_fd=self.fd)
+            except FileExistsError:
+                pass
+            if durable and name not in self._synced:
+                os.fsync(self.fd)
+                self._synced.add(name)
+        try:
+            return Folder(os.open(name, _FOLDER, dir_fd=self.fd), path)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR):
+                raise StoreUnavailable(f"{path} is no folder of ours: a link or a file stands in its place") from None
+            raise
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __del__(self) -> None:
+        if getattr(self, "fd", -1) >= 0:
+            self.close()
+
+    def __enter__(self) -> "Folder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def names(self) -> list[str]:
+        return os.listdir(self.fd)
+
+    def has(self, name: str) -> bool:
+        """Whether an entry of that name stands here, whatever it is."""
+        try:
+            os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def is_folder(self, name: str) -> bool:
+        try:
+            return stat.S_ISDIR(os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mode)
+        except FileNotFoundError:
+            return False
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a regular file of ours, at most 4 MiB.
+
+        Raises FileNotFoundError, OSError, and Damaged (of a kind that names what stands there instead).
+        """
+        fd = self._open(name)
+        try:
+            data = b""
+            while len(data) <= RECORD_LIMIT and (chunk := os.read(fd, 1 << 20 if data else 1 << 16)):
+                data += chunk
+        finally:
+            os.close(fd)
+        if len(data) > RECORD_LIMIT:
+            raise _damaged(name, "too-large")
+        return data
+
+    def sync(self, name: str) -> None:
+        """Make an existing file and its entry durable: before an answer drawn from it is given."""
+        fd = self._open(name)
+        try:
+            _flush(fd)
+        finally:
+            os.close(fd)
+        os.fsync(self.fd)
+
+    def write(self, name: str, data: bytes, *, owner: str, into: "Folder | None" = None) -> None:
+        """Put a file in place, whole and durable, or leave everything as it was.
+
+        The temporary file stands in this folder and is called after ``owner`` (an id: whose lock protects it), the
+        file in ``into`` or this folder. Raises OSError with the old state whole and no temporary file left, or
+        StoreUnavailable with ``applied`` where the new one is visible but could not be confirmed.
+        """
+        target = into or self
+        temporary = f".{owner}.{os.urandom(6).hex()}.tmp"
+        fd = os.open(temporary, _CREATE, 0o600, dir_fd=self.fd)
+        try:
+            try:
+                os.fchmod(fd, 0o600)
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(fd, view) :]
+                # Never tried twice: after a failed fsync the kernel drops the dirty pages and the next one succeeds.
+                _flush(fd)
+            finally:
+                os.close(fd)
+            os.rename(temporary, name, src_dir_fd=self.fd, dst_dir_fd=target.fd)
+        except BaseException:
+            self._discard(temporary)
+            raise
+        try:
+            os.fsync(target.fd)
+        except OSError as error:
+            raise StoreUnavailable(
+                f"{target.path}/{name} is written, but whether it would survive a power cut could not be confirmed:"
+                f" {error.strerror}",
+                applied=True,
+            ) from error
+
+    def remove(self, name: str) -> None:
+        os.unlink(name, dir_fd=self.fd)
+        os.fsync(self.fd)
+
+    def move(self, name: str, into: "Folder", new_name: str) -> None:
+        """Whatever stands under ``name`` (a link is moved, not followed)."""
+        os.rename(name, new_name, src_dir_fd=self.fd, dst_dir_fd=into.fd)
+        os.fsync(into.fd)
+        os.fsync(self.fd)
+
+    def temporaries(self, owner: str | None = None) -> Iterator[str]:
+        """Temporary files left over by a process that died; of ``owner``, or all."""
+        for name in self.names():
+            match = TEMPORARY.fullmatch(name)
+            if match and owner in (None, match[1]):
+                yield name
+
+    def discard_temporaries(self, owner: str) -> None:
+        """Only under the lock of ``owner``: without it, one of them may be another's write in the making."""
+        for name in self.temporaries(owner):
+            self._discard(name)
+
+    def _discard(self, name: str) -> None:
+        try:
+            os.unlink(name, dir_fd=self.fd)
+        except OSError:
+            pass  # left for the next write of the same id, which looks for it
+
+    def _open(self, name: str) -> int:
+        try:
+            fd = os.open(name, _READ, dir_fd=self.fd)
+        except OSError as error:
+            kind = {errno.ELOOP: "symlink", errno.ENXIO: "not-a-file", errno.EOPNOTSUPP: "not-a-file"}.get(error.errno or 0)
+            if kind:
+                raise _damaged(name, kind) from None
+            raise
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise _damaged(name, "not-a-file")
+            if status.st_uid != os.geteuid():
+                raise _damaged(name, "foreign-owner")
+            # A reader without the lock may have opened a file that was replaced a moment later: no name left, no harm.
+            if status.st_nlink > 1:
+                raise _damaged(name, "hard-link")
+            if status.st_size > RECORD_LIMIT:
+                raise _damaged(name, "too-large")
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+
+class LockFile:
+    """The side file of one id: a lock for the milliseconds of a change, and the memory of the last token issued.
+
+    It is never unlinked while the store lives: a lock on a file that lost its name excludes nobody.
+    """
+
+    def __init__(self, folder: Folder, id: str) -> None:
+        self._name = f"{id}.lock"
+        self._folder = folder
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            self.fd = os.open(self._name, flags, 0o600, dir_fd=folder.fd)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+                raise self._unsafe() from None
+            raise
+        status = os.fstat(self.fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_nlink > 1:
+            self.close()
+            raise self._unsafe()
+        os.fchmod(self.fd, 0o600)
+
+    def _unsafe(self) -> StoreUnavailable:
+        return StoreUnavailable(f"{self._folder.path}/{self._name} is no lock file of ours: remove what stands there")
+
+    def is_current(self) -> bool:
+        """Whether the file still has its name: if not, somebody removed it and others lock another one."""
+        try:
+            named = os.stat(self._name, dir_fd=self._folder.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(named, os.fstat(self.fd))
+
+    def read(self) -> tuple[int, int]:
+        """(last token issued, pid of the last holder); zeros where nothing whole is written."""
+        match = _LOCK_TEXT.fullmatch(os.pread(self.fd, 64, 0))
+        return (int(match[1]), int(match[2])) if match else (0, 0)
+
+    def write(self, token: int, *, durable: bool = False) -> None:
+        # One write of fixed width: a process that dies here leaves the old line or the new one.
+        os.pwrite(self.fd, b"%020d %010d\n" % (token, os.getpid()), 0)
+        if durable:
+            _flush(self.fd)
+            os.fsync(self._folder.fd)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+_LOCK_TEXT = re.compile(rb"(\d{20}) (\d{10})\n")
+
+
+def append_line(path: str, line: bytes) -> None:
+    """Append to a private log file, made 0600 where missing, in one write. Raises OSError; ELOOP for a link."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = os.open(path, flags, 0o600)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        written = os.write(fd, line)
+        if written != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _flush(fd: int) -> None:
+    if hasattr(fcntl, "F_FULLFSYNC"):
+        # On macOS fsync(2) leaves the data in the drive's cache; this does not (fcntl(2)).
+        try:
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+            return
+        except OSError:
+            pass
+    os.fsync(fd)
+
+
+def _sync_folder(path: str) -> None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        return  # a folder we may not read is none that we could have made something in
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _damaged(name: str, kind: str) -> Damaged:
+    id = name.removesuffix(".json")
+    return Damaged(f"{name} is damaged ({kind}): {DAMAGE_KINDS[kind]}", kind=kind, hint=f"checkpoint-tool repair {id}")

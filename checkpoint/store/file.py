@@ -1,0 +1,330 @@
+"""The default store: plain JSON files in a folder.
+
+    <id>.json                        unfinished: the only files that the self-check reads
+    done/<id>.json                   finished, with a key: the receipt
+    done/<workflow>/<run_id>.json    finished, without a key: the history
+    .locks/<id>.lock                 the update lock, and the last token issued
+    quarantine/<id>.json.bad-<ms>    set aside by ``repair``
+
+A run ends in two steps: its terminal record is written in place (from then on it is finished), then moved below
+``done``. A process that dies between the two leaves a finished record among the unfinished ones; readers pass over it
+and the next change of that id moves it.
+"""
+
+import errno
+import os.path
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from checkpoint import codec, model
+from checkpoint._load import load
+from checkpoint.errors import AlreadyExists, CheckpointError, Damaged, Locked, NotFound, StoreUnavailable
+from checkpoint.model import RUN_ID, Checkpoint
+from checkpoint.store import DEFAULT_STORE, Change, Entry, checked
+from checkpoint.store.disk import Folder, LockFile
+
+LOCK_WAIT_S = 10.0
+_SUFFIX = ".json"
+
+
+def stores_below(root: str) -> list[str]:
+    """``root``/memory/checkpoints and ``root``/agents/*/memory/checkpoints, those that are there (a link too: opening
+    it gives the error that it deserves). Raises StoreUnavailable when the folders cannot be listed."""
+    homes = [root]
+    try:
+        homes += sorted(entry.path for entry in os.scandir(os.path.join(root, "agents")))
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise StoreUnavailable(f"the agents of {root} cannot be listed: {error.strerror}") from error
+    stores = [os.path.join(home, DEFAULT_STORE) for home in homes]
+    return [store for store in stores if os.path.lexists(store)]
+
+
+class FileStore:
+    """See the module. ``path``: the store's folder; it is made by the first ``create``."""
+
+    def __init__(self, path: str) -> None:
+        self._path = os.path.abspath(os.path.expanduser(path))
+        self.location = path
+        self._opened: Folder | None = None
+        self._locks: Folder | None = None
+        self._durable = False
+        self._swept: set[str] = set()
+        self._last: codec.Encoded | None = None
+
+    def now(self) -> datetime:
+        now = datetime.fromtimestamp(time.time(), UTC)
+        return now.replace(microsecond=now.microsecond // 1000 * 1000)
+
+    # --- changes ---------------------------------------------------------------------------------------------------
+
+    def create(self, checkpoint: Checkpoint) -> Checkpoint:
+        id = checked(checkpoint.id)
+        with self._errors(), self._locked(id, make=True) as (folder, lock):
+            if folder.has(id + _SUFFIX):
+                raise AlreadyExists(f"{id} exists")
+            if checkpoint.idempotency_key is not None and self._in_done(folder, id + _SUFFIX):
+                raise AlreadyExists(f"{id} exists and is finished")
+            last, _ = lock.read()
+            checkpoint = model.above_token(checkpoint, last)
+            encoded = codec.encode(checkpoint)
+            lock.write(checkpoint.token)
+            folder.write(id + _SUFFIX, encoded.raw, owner=id)
+            self._last = encoded
+            return checkpoint
+
+    def update(self, name: str, change: Change) -> Checkpoint:
+        with self._errors(), self._located(name) as (_, place, file, id, lock):
+            before = self._read(place, file, id)
+            after = change(before.checkpoint, self.now())
+            if after is before.checkpoint:
+                # The answer "nothing to do" is an acknowledgement too: whoever wrote this state may have died before
+                # it was durable, and the power may go the moment after we have said "already done".
+                place.sync(file)
+                return after
+            after = model.stamped(after, self.now())
+            encoded = codec.encode(after, before)
+            if after.token != before.checkpoint.token:
+                lock.write(after.token)
+            place.write(file, encoded.raw, owner=id)
+            self._last = encoded
+            return after
+
+    def archive(self, id: str) -> None:
+        checked(id)
+        with self._errors(), self._locked(id) as (folder, lock):
+            file = id + _SUFFIX
+            if not folder.has(file):
+                return
+            finished = self._read(folder, file, id)
+            checkpoint = finished.checkpoint
+            model.check_finished(checkpoint)
+            with folder.child("done", make=True) as done:
+                if checkpoint.idempotency_key is not None:
+                    self._put_away(folder, done, file, finished)
+                else:
+                    with done.child(checkpoint.workflow, make=True) as history:
+                        self._put_away(folder, history, checkpoint.run_id + _SUFFIX, finished)
+            # The next run of this id goes on counting from here, also when this one is pruned.
+            lock.write(max(checkpoint.token, lock.read()[0]), durable=True)
+            folder.remove(file)
+
+    def delete(self, name: str) -> None:
+        try:
+            with self._errors(), self._located(name) as (_, place, file, id, _lock):
+                model.check_deletable(self._read(place, file, id).checkpoint)
+                place.remove(file)
+        except NotFound:
+            return
+
+    def repair(self, name: str, reseal: Callable[[str, bytes], Checkpoint] | None) -> str:
+        with self._errors(), self._located(name) as (folder, place, file, id, _):
+            set_aside = f"{file}.bad-{time.time_ns() // 1_000_000}"
+            with folder.child("quarantine", make=True) as quarantine:
+                if reseal is None:
+                    place.move(file, quarantine, set_aside)
+                else:
+                    old = place.read(file)
+                    encoded = codec.encode(reseal(id, old))
+                    folder.write(set_aside, old, owner=id, into=quarantine)
+                    place.write(file, encoded.raw, owner=id)
+            return f"quarantine/{set_aside}"
+
+    # --- reads -------------------------------------------------------------------------------------------------------
+
+    def load(self, name: str) -> Checkpoint:
+        with self._errors():
+            folder = self._folder()
+            place, file, id = self._locate(folder, name)
+            try:
+                return self._read(place, file, id).checkpoint
+            except FileNotFoundError:
+                # Finished and moved between the look and the read.
+                place, file, id = self._locate(folder, name)
+                return self._read(place, file, id).checkpoint
+
+    def raw(self, name: str) -> tuple[str, bytes]:
+        with self._errors():
+            place, file, id = self._locate(self._folder(), name)
+            return id, place.read(file)
+
+    def scan(self, *, finished: bool = False) -> Iterator[Entry]:
+        with self._errors():
+            folder = self._folder()
+            yield from self._scan_folder(folder, "", finished=finished)
+            if finished and folder.is_folder("done"):
+                with folder.child("done") as done:
+                    yield from self._scan_folder(done, "done/", finished=True)
+                    for name in sorted(done.names()):
+                        if done.is_folder(name) and not name.startswith("."):
+                            with done.child(name) as history:
+                                yield from self._scan_folder(history, f"done/{name}/", finished=True, id=name)
+
+    def leftovers(self) -> list[str]:
+        with self._errors():
+            folder = self._folder()
+            names = sorted(folder.temporaries())
+            if folder.is_folder("quarantine"):
+                with folder.child("quarantine") as quarantine:
+                    names += [f"quarantine/{name}" for name in sorted(quarantine.names())]
+            return names
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _folder(self) -> Folder:
+        if self._opened is None:
+            try:
+                self._opened = Folder.open(self._path)
+            except FileNotFoundError:
+                raise NotFound(
+                    f"there is no store at {self.location}; `start` makes one, --store or $CHECKPOINT_STORE names another"
+                ) from None
+        return self._opened
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise StoreUnavailable(f"the path {self.location} is too long") from error
+            at = f" ({error.filename})" if isinstance(error.filename, str) else ""
+            raise StoreUnavailable(f"the store {self.location} cannot be used: {error.strerror or error}{at}") from error
+
+    @contextmanager
+    def _locked(self, id: str, *, make: bool = False) -> Iterator[tuple[Folder, LockFile]]:
+        """The update lock of ``id``, for the length of one change, and the store's folder, durable."""
+        if self._opened is None and make:
+            self._opened = Folder.make(self._path)
+            self._durable = True
+        folder = self._folder()
+        if not self._durable:
+            # A run that made this folder may have died before its entry was durable: not to be found out from here.
+            Folder.make(self._path).close()
+            self._durable = True
+        if self._locks is None:
+            self._locks = folder.child(".locks", make=True, durable=False)
+        lock = self._wait(self._locks, id)
+        try:
+            token, _ = lock.read()
+            lock.write(token)
+            if id not in self._swept:
+                folder.discard_temporaries(id)
+                self._swept.add(id)
+            yield folder, lock
+        finally:
+            lock.close()
+
+    def _wait(self, locks: Folder, id: str) -> LockFile:
+        try_lock: Callable[[int], bool] = load("checkpoint.store.flock:try_lock")
+        deadline = time.monotonic() + LOCK_WAIT_S
+        pause = 0.0005
+        lock = LockFile(locks, id)
+        try:
+            while True:
+                if try_lock(lock.fd):
+                    if lock.is_current():
+                        return lock
+                    lock.close()
+                    lock = LockFile(locks, id)
+                    continue
+                if time.monotonic() >= deadline:
+                    raise Locked(
+                        f"{id} is being changed by process {lock.read()[1]}, which has not let go for {LOCK_WAIT_S:.0f} s",
+                        hint=f"checkpoint-tool show {id}",
+                    )
+                # Of different length for each waiter, so that they do not all come back at the same moment.
+                time.sleep(pause * (0.5 + time.perf_counter_ns() % 1000 / 1000))
+                pause = min(pause * 1.5, 0.02)
+        except BaseException:
+            lock.close()
+            raise
+
+    @contextmanager
+    def _located(self, name: str) -> Iterator[tuple[Folder, Folder, str, str, LockFile]]:
+        """(store folder, folder of the record, file name, id, its lock), looked up again under the lock."""
+        folder = self._folder()
+        id = self._locate(folder, name)[2]
+        with self._locked(id) as (folder, lock):
+            place, file, _ = self._locate(folder, name)
+            yield folder, place, file, id, lock
+
+    def _locate(self, folder: Folder, name: str) -> tuple[Folder, str, str]:
+        """(folder, file name, id) of the record that ``name`` means. Raises NotFound, Usage."""
+        file = checked(name) + _SUFFIX
+        if folder.has(file):
+            return folder, file, name
+        if folder.is_folder("done"):
+            done = folder.child("done")
+            if done.has(file):
+                return done, file, name
+            if done.is_folder(name):
+                history = done.child(name)
+                runs = [run for run in history.names() if RUN_ID.fullmatch(run.removesuffix(_SUFFIX))]
+                if runs:
+                    return history, max(runs), name
+            if RUN_ID.fullmatch(name):
+                for workflow in done.names():
+                    if done.is_folder(workflow):
+                        history = done.child(workflow)
+                        if history.has(file):
+                            return history, file, workflow
+        if RUN_ID.fullmatch(name):
+            for entry in self.scan(finished=True):
+                if entry.checkpoint is not None and entry.checkpoint.run_id == name:
+                    return self._locate(folder, entry.checkpoint.id)
+        raise NotFound(f"there is no checkpoint {name!r} in {self.location}", hint="checkpoint-tool list --all")
+
+    def _read(self, place: Folder, file: str, id: str) -> codec.Encoded:
+        raw = place.read(file)
+        if self._last is not None and self._last.raw == raw and self._last.checkpoint.id == id:
+            return self._last  # byte for byte what we checked or wrote last
+        self._last = codec.decode(raw, id)
+        return self._last
+
+    def _scan_folder(self, folder: Folder, prefix: str, *, finished: bool, id: str | None = None) -> Iterator[Entry]:
+        for file in sorted(folder.names()):
+            if file.startswith(".") or (file in ("done", "quarantine") and not prefix):
+                continue
+            if prefix == "done/" and folder.is_folder(file) and model.NAME.fullmatch(file):
+                continue
+            name = file.removesuffix(_SUFFIX)
+            try:
+                if not file.endswith(_SUFFIX) or model.ID.fullmatch(name) is None:
+                    words = f"{prefix}{file} is no checkpoint's file (name): move it elsewhere"
+                    raise Damaged(words, kind="name")
+                checkpoint = codec.decode(folder.read(file), id or name).checkpoint
+            except FileNotFoundError:
+                continue  # finished or removed since we listed the folder
+            except CheckpointError as error:
+                yield Entry(name, prefix + file, None, error)
+            except OSError as error:
+                unreadable = StoreUnavailable(f"{prefix}{file} cannot be read: {error.strerror}")
+                yield Entry(name, prefix + file, None, unreadable)
+            else:
+                if finished or checkpoint.unfinished:
+                    yield Entry(name, prefix + file, checkpoint, None)
+
+    def _in_done(self, folder: Folder, file: str) -> bool:
+        if not folder.is_folder("done"):
+            return False
+        with folder.child("done") as done:
+            return done.has(file)
+
+    def _put_away(self, folder: Folder, into: Folder, file: str, finished: codec.Encoded) -> None:
+        if into.has(file):
+            # A run that died before the unlink, or whose unlink was lost with the power. What stands there may have
+            # been pinned since, so it stays.
+            stored = self._read(into, file, finished.checkpoint.id).checkpoint
+            if stored.run_id != finished.checkpoint.run_id:
+                raise Damaged(
+                    f"{into.path}/{file} holds another run of {stored.id}: it will not be overwritten",
+                    kind="id",
+                    hint=f"checkpoint-tool show {stored.run_id}",
+                )
+            into.sync(file)
+            return
+        folder.write(file, finished.raw, owner=finished.checkpoint.id, into=into)

@@ -1,0 +1,126 @@
+"""A store that lasts as long as its process: the same contract over a dictionary, for tests and trials."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+from checkpoint import codec, model
+from checkpoint.errors import AlreadyExists, CheckpointError, NotFound
+from checkpoint.model import Checkpoint
+from checkpoint.store import Change, Entry, checked
+
+
+class MemoryStore:
+    """Keeps encoded records, so that the codec is part of every test. Safe for threads of one process."""
+
+    location = "memory:"
+
+    def __init__(self) -> None:
+        self._unfinished: dict[str, bytes] = {}
+        self._finished: dict[str, bytes] = {}
+        """Receipts by id, history by run id."""
+        self._tokens: dict[str, int] = {}
+        self._set_aside: dict[str, bytes] = {}
+        self._lock = threading.RLock()
+
+    def now(self) -> datetime:
+        now = datetime.fromtimestamp(time.time(), UTC)
+        return now.replace(microsecond=now.microsecond // 1000 * 1000)
+
+    def create(self, checkpoint: Checkpoint) -> Checkpoint:
+        id = checked(checkpoint.id)
+        with self._lock:
+            if id in self._unfinished or (checkpoint.idempotency_key is not None and id in self._finished):
+                raise AlreadyExists(f"{id} exists")
+            checkpoint = model.above_token(checkpoint, self._tokens.get(id, 0))
+            self._unfinished[id] = codec.encode(checkpoint).raw
+            self._tokens[id] = checkpoint.token
+            return checkpoint
+
+    def load(self, name: str) -> Checkpoint:
+        with self._lock:
+            place, key = self._locate(name)
+            return self._decode(place[key])
+
+    def update(self, name: str, change: Change) -> Checkpoint:
+        with self._lock:
+            place, key = self._locate(name)
+            before = self._decode(place[key])
+            after = change(before, self.now())
+            if after is not before:
+                after = model.stamped(after, self.now())
+                place[key] = codec.encode(after).raw
+                self._tokens[after.id] = max(after.token, self._tokens.get(after.id, 0))
+            return after
+
+    def scan(self, *, finished: bool = False) -> Iterator[Entry]:
+        with self._lock:
+            places = {f"{key}.json": (key, raw) for key, raw in self._unfinished.items()}
+            if finished:
+                places |= {f"done/{key}.json": (key, raw) for key, raw in self._finished.items()}
+        for place, (key, raw) in sorted(places.items(), key=lambda item: (item[0].count("/"), item[0])):
+            try:
+                checkpoint = self._decode(raw)
+            except CheckpointError as error:
+                yield Entry(key, place, None, error)
+            else:
+                if finished or checkpoint.unfinished:
+                    yield Entry(key, place, checkpoint, None)
+
+    def archive(self, id: str) -> None:
+        with self._lock:
+            raw = self._unfinished.get(checked(id))
+            if raw is None:
+                return
+            checkpoint = self._decode(raw)
+            model.check_finished(checkpoint)
+            key = id if checkpoint.idempotency_key is not None else checkpoint.run_id
+            self._finished.setdefault(key, raw)
+            del self._unfinished[id]
+
+    def delete(self, name: str) -> None:
+        with self._lock:
+            try:
+                place, key = self._locate(name)
+            except NotFound:
+                return
+            model.check_deletable(self._decode(place[key]))
+            del place[key]
+
+    def raw(self, name: str) -> tuple[str, bytes]:
+        with self._lock:
+            place, key = self._locate(name)
+            return self._decode_id(place[key]), place[key]
+
+    def leftovers(self) -> list[str]:
+        return sorted(self._set_aside)
+
+    def repair(self, name: str, reseal: Callable[[str, bytes], Checkpoint] | None) -> str:
+        with self._lock:
+            place, key = self._locate(name)
+            aside = f"quarantine/{key}.json.bad-{time.time_ns() // 1_000_000}"
+            old = place[key]
+            if reseal is None:
+                del place[key]
+            else:
+                place[key] = codec.encode(reseal(self._decode_id(old), old)).raw
+            self._set_aside[aside] = old
+            return aside
+
+    def _locate(self, name: str) -> tuple[dict[str, bytes], str]:
+        for place in (self._unfinished, self._finished):
+            if checked(name) in place:
+                return place, name
+        for place in (self._unfinished, self._finished):
+            for key in sorted(place, reverse=True):
+                checkpoint = self._decode(place[key])
+                if name in (checkpoint.run_id, checkpoint.id):
+                    return place, key
+        raise NotFound(f"there is no checkpoint {name!r} in {self.location}", hint="checkpoint-tool list --all")
+
+    def _decode(self, raw: bytes) -> Checkpoint:
+        return codec.decode(raw, self._decode_id(raw)).checkpoint
+
+    def _decode_id(self, raw: bytes) -> str:
+        return str(codec.parse_object(raw.decode())["id"])

@@ -1,0 +1,115 @@
+"""What all tests share: the installed commands in a workspace of their own, and skips that CI turns into failures."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+TOOL = str(BIN / "checkpoint-tool")
+SELFCHECK = str(BIN / "checkpoint-selfcheck")
+
+
+class Result(NamedTuple):
+    """One finished process."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def lines(self) -> list[Any]:
+        """JSON Lines."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+class Workspace:
+    """A folder with a store in it, and the commands run there as a user would run them.
+
+    Every call is a new process with an environment free of CHECKPOINT_* but for what is given.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.store = path / "memory" / "checkpoints"
+
+    def run(self, *argv: str | bytes, env: dict[str, str] | None = None, input: str | bytes | None = None, timeout: float = 60) -> Result:
+        """A command; ``argv[0]`` may be any program. ``env``: added to the environment."""
+        data = input.encode() if isinstance(input, str) else input
+        done = subprocess.run(
+            argv, cwd=self.path, env=self.environ(env), input=data, capture_output=True, timeout=timeout, check=False
+        )
+        return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def tool(self, *argv: str | bytes, **more: Any) -> Result:
+        """checkpoint-tool with these arguments."""
+        return self.run(TOOL, *argv, **more)
+
+    def selfcheck(self, *argv: str, **more: Any) -> Result:
+        """checkpoint-selfcheck with these arguments."""
+        return self.run(SELFCHECK, *argv, **more)
+
+    def environ(self, more: dict[str, str] | None = None) -> dict[str, str]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("CHECKPOINT_")}
+        return clean | {"CHECKPOINT_OWNER": "tester"} | (more or {})
+
+    def file(self, id: str = "deploy") -> Path:
+        return self.store / f"{id}.json"
+
+    def record(self, id: str = "deploy") -> Any:
+        """The unfinished record of ``id`` as it stands on disk."""
+        return json.loads(self.file(id).read_text())
+
+    def snapshot(self) -> dict[str, bytes | str | None]:
+        """Everything below the workspace but the lock files: to show that nothing was changed."""
+        found: dict[str, bytes | str | None] = {}
+        for path in sorted(self.path.rglob("*")):
+            if ".locks" in path.parts:
+                continue
+            name = str(path.relative_to(self.path))
+            found[name] = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        return found
+
+    def temporaries(self) -> list[str]:
+        return sorted(path.name for path in self.store.rglob(".*.tmp")) if self.store.exists() else []
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path)
+
+
+@pytest.fixture
+def make_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Workspace]:
+    return lambda: Workspace(tmp_path_factory.mktemp("workspace"))
+
+
+def lacking(reason: str) -> None:
+    """Skip for want of a component of the machine; where everything is required (CI), fail instead."""
+    if os.environ.get("CHECKPOINT_TEST_REQUIRE") == "all":
+        pytest.fail(f"required here: {reason}")
+    pytest.skip(reason)
+
+
+def need_program(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        lacking(f"{name} is not installed")
+        raise AssertionError
+    return path
+
+
+def need_root() -> None:
+    if os.geteuid() != 0:
+        lacking("needs root")
