@@ -33,6 +33,7 @@ from checkpoint.errors import (
     NotFound,
     NothingToResume,
     SchemaMismatch,
+    StoreUnavailable,
     Usage,
 )
 from checkpoint.model import Checkpoint, JsonObject, Owner, OwnerState, PlanStep, Status, View
@@ -40,6 +41,8 @@ from checkpoint.store import DEFAULT_STORE, Entry, Store, open_store
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+
+NEWER = "newer"
 
 POLL_S = 0.1
 """How often a waiting ``resume`` looks again."""
@@ -58,7 +61,7 @@ def owner(name: str | None = None, *, pid: int | None = None, lease_s: int | Non
     if pid is not None or not time_held:
         who = process.of(process.own_pid() if pid is None else pid)
         if who is None:
-            raise Usage(f"there is no process {pid}: the owner must be running")
+            raise Usage(f"no process runs under the pid {pid}, and an owner must be running")
     elif lease_s is None:
         lease_s = model.DEFAULT_LEASE_S
     assert who is not None
@@ -83,7 +86,8 @@ class Listed(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """One damaged file, as ``verify`` reports it. ``kind``: one of errors.DAMAGE_KINDS, or the error's name."""
+    """One bad file, as ``verify`` reports it. ``kind``: one of errors.DAMAGE_KINDS, ``data`` (breaks the workflow's own
+    schema), ``unreadable``, or ``newer`` (whole, perhaps, but of a version that this one cannot judge)."""
 
     place: str
     kind: str
@@ -237,7 +241,8 @@ class Checkpoints:
 
         while True:
             try:
-                return Workflow(self, self.store.create(fresh(self.store.now())), created=True)
+                created = self.store.create(fresh(self.store.now()))
+                return Workflow(self, created, created=True, token=created.token)
             except AlreadyExists:
                 pass
             try:
@@ -245,7 +250,7 @@ class Checkpoints:
             except NotFound:
                 continue  # finished and moved, or removed, since we looked
             if checkpoint.unfinished:
-                return Workflow(self, checkpoint)
+                return Workflow(self, checkpoint, token=checkpoint.token)
             self.store.archive(id)
             if key is not None:
                 return Workflow(self, _receipt(checkpoint, fingerprint, plan))
@@ -266,14 +271,16 @@ class Checkpoints:
         """
         if steal_reason is not None:
             _check_text(steal_reason, "reason")
+            if id is None:
+                raise Usage("to take work from a live owner, name it")
         if agent is not None:
             _check_text(agent, "agent", 256)
         deadline = time.monotonic() + wait_s
         while True:
             try:
                 if id is not None:
-                    return Workflow(self, self._claim(id, agent, steal_reason))
-                return self._resume_oldest(agent, steal_reason)
+                    return self._claim(id, agent, steal_reason)
+                return self._resume_oldest(agent)
             except (Locked, NothingToResume) as error:
                 left = deadline - time.monotonic()
                 if left <= 0 or (isinstance(error, NothingToResume) and not error.worth_waiting):
@@ -316,7 +323,7 @@ class Checkpoints:
         for entry in wanted.values() if names else self.store.scan(finished=True):
             checked += 1
             if entry.error is not None:
-                kind = entry.error.kind if isinstance(entry.error, Damaged) else entry.error.name
+                kind = entry.error.kind if isinstance(entry.error, Damaged) else _VERIFY_KINDS[type(entry.error)]
                 findings.append(Finding(entry.place, kind, (entry.error.message,)))
                 continue
             assert entry.checkpoint is not None
@@ -412,14 +419,15 @@ class Checkpoints:
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _claim(self, id: str, agent: str | None, steal_reason: str | None) -> Checkpoint:
+    def _claim(self, id: str, agent: str | None, steal_reason: str | None) -> "Workflow":
         def change(checkpoint: Checkpoint, now: datetime) -> Checkpoint:
             state = _state(checkpoint, now)
             return model.claim(checkpoint, self.owner, state, now, agent=agent, steal_reason=steal_reason)
 
-        return self.store.update(id, change)
+        claimed = self.store.update(id, change)
+        return Workflow(self, claimed, token=claimed.token)
 
-    def _resume_oldest(self, agent: str | None, steal_reason: str | None) -> "Workflow":
+    def _resume_oldest(self, agent: str | None) -> "Workflow":
         passed: dict[str, int] = {}
         for listed in self.list():
             if listed.view is None:
@@ -433,7 +441,7 @@ class Checkpoints:
                 passed["handed to another agent"] = passed.get("handed to another agent", 0) + 1
                 continue
             try:
-                return Workflow(self, self._claim(checkpoint.id, agent, steal_reason))
+                return self._claim(checkpoint.id, agent, None)
             except Locked:
                 why = "held by somebody else"
             except (InvalidTransition, NotFound):
@@ -481,7 +489,7 @@ class Workflow:
         self._checkpoints = checkpoints
         self.checkpoint = checkpoint
         self.created = created
-        self.token = token if token is not None else checkpoint.lease.token if checkpoint.lease is not None else None
+        self.token = token
         """The fencing token that every write carries; None for a handle that claimed nothing."""
 
     @property
@@ -513,8 +521,7 @@ class Workflow:
         for text in update.notes:
             _check_text(text, "note")
 
-        def change(checkpoint: Checkpoint, now: datetime) -> Checkpoint:
-            state = _state(checkpoint, now)
+        def change(checkpoint: Checkpoint, state: OwnerState, now: datetime) -> Checkpoint:
             after = checkpoint
             for name in update.add:
                 after = model.add_step(after, name, once=update.once)
@@ -564,11 +571,11 @@ class Workflow:
     def heartbeat(self) -> Checkpoint:
         """Say "alive" and renew the lease, without progress."""
         owner, token = self._checkpoints.owner, self.token
-        return self._write(lambda checkpoint, now: model.heartbeat(checkpoint, owner, token, now), renew=False)
+        return self._write(lambda checkpoint, _, now: model.heartbeat(checkpoint, owner, token, now), renew=False)
 
     def release(self) -> Checkpoint:
         """Give the lease back; the run stays unfinished and free to be taken."""
-        return self._write(lambda checkpoint, now: model.release(checkpoint), renew=False)
+        return self._write(lambda checkpoint, _, __: model.release(checkpoint), renew=False)
 
     def __enter__(self) -> "Workflow":
         return self
@@ -584,12 +591,13 @@ class Workflow:
             if kind is None:
                 raise
 
-    def _write(self, change: Callable[[Checkpoint, datetime], Checkpoint], *, renew: bool = True) -> Checkpoint:
+    def _write(self, change: Callable[[Checkpoint, OwnerState, datetime], Checkpoint], *, renew: bool = True) -> Checkpoint:
         owner, token = self._checkpoints.owner, self.token
 
         def authorized(checkpoint: Checkpoint, now: datetime) -> Checkpoint:
-            model.authorize(checkpoint, owner, token, _state(checkpoint, now))
-            after = change(checkpoint, now)
+            state = _state(checkpoint, now)
+            model.authorize(checkpoint, owner, token, state)
+            after = change(checkpoint, state, now)
             return model.renew(after, owner, token, now) if renew and after is not checkpoint else after
 
         self.checkpoint = self._checkpoints.store.update(self.checkpoint.id, authorized)
@@ -599,10 +607,18 @@ class Workflow:
         if reason is not None:
             _check_text(reason, "reason")
         self._write(
-            lambda checkpoint, now: model.finish(checkpoint, status, _state(checkpoint, now), now, reason=reason),
+            lambda checkpoint, state, now: model.finish(checkpoint, status, state, now, reason=reason),
             renew=False,
         )
-        self._checkpoints.store.archive(self.checkpoint.id)
+        try:
+            self._checkpoints.store.archive(self.checkpoint.id)
+        except CheckpointError as error:
+            raise StoreUnavailable(
+                f"{self.id} is {status}, and that is durable, but it could not be moved to the finished runs yet"
+                f" (the next change of it does that): {error.message}",
+                applied=True,
+                hint=f"checkpoint-tool show {self.id}",
+            ) from error
         return self.checkpoint
 
 
@@ -760,6 +776,7 @@ def _finished_at(listed: Listed) -> datetime:
     return listed.view.checkpoint.finished_at or listed.view.checkpoint.updated_at
 
 
+_VERIFY_KINDS: dict[type[CheckpointError], str] = {SchemaMismatch: NEWER, StoreUnavailable: "unreadable"}
 _LAST = datetime.fromisoformat("9999-12-31T00:00:00Z")
 
 __all__ = [

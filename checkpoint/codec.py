@@ -9,8 +9,10 @@ taking the newlines out of a file that we laid out gives its canonical form with
 import hashlib
 import json
 import re
+from bisect import insort
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from checkpoint.errors import Damaged, SchemaMismatch, Usage
@@ -33,15 +35,19 @@ SCHEMA_FILE = "schemas/checkpoint.v1.schema.json"
 SCHEMA_SHA256 = "7bf7279d03e9be905073781931167ff2f920de29335d408259d27377ddae0496"
 """SHA-256 of the bytes of SCHEMA_FILE, as a literal because reading the file would cost every start; a test compares."""
 
+EDITIONS = frozenset({SCHEMA_SHA256})
+"""Every published edition of the schema file, this one and earlier ones: records under any of them are read."""
+
 ANCESTOR_SCHEMA = "1.0"
 
 
 class Encoded(NamedTuple):
-    """A record with its bytes, and the text of each of its steps, so that the next write encodes only what changed."""
+    """A record with its bytes, and the text of its fields and steps, so that the next write encodes only what changed."""
 
     checkpoint: Checkpoint
     raw: bytes
-    step_lines: tuple[str, ...]
+    fields: Mapping[str, str] = {}
+    steps: tuple[str, ...] = ()
 
 
 # --- writing -----------------------------------------------------------------------------------------------------------
@@ -52,22 +58,29 @@ def encode(checkpoint: Checkpoint, previous: Encoded | None = None) -> Encoded:
 
     Raises Usage for what JSON or UTF-8 cannot hold, and for a record over 4 MiB.
     """
-    old_steps = previous.checkpoint.steps if previous else ()
-    old_lines = previous.step_lines if previous else ()
+    old = previous or _NOTHING
     try:
-        lines = tuple(
-            old_lines[position]
-            if position < len(old_lines) and old_steps[position] is step
-            else _compact(_step_record(step, sparse=True))
-            for position, step in enumerate(checkpoint.steps)
+        old_steps = old.checkpoint.steps[: len(old.steps)]
+        steps = tuple(
+            line if step is old_step else _compact(_step_record(step, sparse=True))
+            for step, old_step, line in zip_longest(checkpoint.steps, old_steps, old.steps)
+            if step is not None
         )
-        fields = _head_record(checkpoint)
-        pieces = {key: f"{_compact(key)}:{_compact(value)}" for key, value in fields.items()}
-        pieces["steps"] = '"steps":[' + ("\n" + ",\n".join(lines) + "\n" if lines else "") + "]"
-        names = sorted(pieces)
-        body = "{" + ",".join(pieces[name] for name in names).replace("\n", "") + "}\n"
-        pieces["digest"] = f'"digest":"{_sha256(body.encode())}"'
-        raw = ("{\n" + ",\n".join(pieces[name] for name in sorted(pieces)) + "\n}\n").encode()
+        fields = {
+            name: old.fields[name]
+            if value is old_value and name in old.fields
+            else f"{_compact(name)}:{_compact(_plain(name, value))}"
+            for name, value, old_value in zip(Checkpoint._fields, checkpoint, old.checkpoint, strict=True)
+            if name not in ("steps", "extra")
+        }
+        pieces = fields | {name: f"{_compact(name)}:{_compact(value)}" for name, value in checkpoint.extra.items()}
+        pieces["steps"] = '"steps":[\n' + ",\n".join(steps) + "\n]" if steps else '"steps":[]'
+        pieces |= _ENVELOPE_PIECES
+        in_order = sorted(pieces)
+        canonical = "{" + ",".join([pieces[name] for name in in_order]).replace("\n", "") + "}\n"
+        pieces["digest"] = f'"digest":"{_sha256(canonical.encode())}"'
+        insort(in_order, "digest")
+        raw = ("{\n" + ",\n".join([pieces[name] for name in in_order]) + "\n}\n").encode()
     except UnicodeEncodeError:
         raise Usage("a text holds characters that UTF-8 cannot write (lone surrogates)") from None
     except RecursionError:
@@ -79,14 +92,16 @@ def encode(checkpoint: Checkpoint, previous: Encoded | None = None) -> Encoded:
             f"the record would be {len(raw) / 1024 / 1024:.1f} MiB, and {RECORD_LIMIT // 1024 // 1024} MiB is the most:"
             " keep large data in a file of its own and put its path into the checkpoint"
         )
-    return Encoded(checkpoint, raw, lines)
+    return Encoded(checkpoint, raw, fields, steps)
 
 
 def record(checkpoint: Checkpoint) -> dict[str, Any]:
     """The record as a JSON object with every field of every step: what ``--json`` prints."""
-    fields = _head_record(checkpoint)
+    fields = {name: _plain(name, value) for name, value in zip(Checkpoint._fields, checkpoint, strict=True)}
+    del fields["extra"]
     fields["steps"] = [_step_record(step, sparse=False) for step in checkpoint.steps]
-    return dict(sorted(fields.items()))
+    stored = parse_object(encode(checkpoint).raw.decode())
+    return dict(sorted((stored | fields | dict(checkpoint.extra)).items()))
 
 
 def document(view: View) -> dict[str, Any]:
@@ -126,7 +141,11 @@ def timestamp(moment: datetime) -> str:
 
 _encoder = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 _compact = _encoder.encode
+_ENVELOPE_PIECES = {"schema": f'"schema":"{SCHEMA}"', "schema_sha256": f'"schema_sha256":"{SCHEMA_SHA256}"'}
 _KINDS = {str: "a string", int: "a number", float: "a number", bool: "a boolean", list: "an array", type(None): "null"}
+
+
+_NOTHING = Encoded(Checkpoint(*([None] * len(Checkpoint._fields)))._replace(steps=()), b"")  # type: ignore[arg-type]
 
 
 def _sha256(data: bytes) -> str:
@@ -137,17 +156,15 @@ def _optional_time(moment: datetime | None) -> str | None:
     return None if moment is None else timestamp(moment)
 
 
-def _head_record(checkpoint: Checkpoint) -> dict[str, Any]:
-    fields = checkpoint._asdict()
-    del fields["steps"], fields["extra"]
-    fields |= checkpoint.extra
-    for name in ("created_at", "updated_at", "progress_at", "heartbeat_at", "finished_at", "expires_at"):
-        fields[name] = _optional_time(fields[name])
-    fields["notes"] = [{"at": timestamp(note.at), "by": note.by, "text": note.text, **note.extra} for note in checkpoint.notes]
-    fields["lease"] = None if checkpoint.lease is None else _lease_record(checkpoint.lease)
-    fields["schema"] = SCHEMA
-    fields["schema_sha256"] = SCHEMA_SHA256
-    return fields
+def _plain(name: str, value: Any) -> Any:
+    """The value of one field as JSON has it."""
+    if isinstance(value, datetime):
+        return timestamp(value)
+    if isinstance(value, Lease):
+        return _lease_record(value)
+    if name == "notes":
+        return [{"at": timestamp(note.at), "by": note.by, "text": note.text, **note.extra} for note in value]
+    return value
 
 
 def _lease_record(lease: Lease) -> dict[str, Any]:
@@ -183,7 +200,7 @@ def decode(raw: bytes, id: str, *, sealed: bool = True) -> Encoded:
     fields = _parse(raw, id)
     schema = fields.get("schema")
     if schema is None and "schemaVersion" in fields:
-        return Encoded(_from_ancestor(fields, id, sealed=sealed), raw, ())
+        return Encoded(_from_ancestor(fields, id, sealed=sealed), raw)
     if not isinstance(schema, str):
         raise _damaged(id, "not-a-checkpoint", "it has no field 'schema'")
     if schema != SCHEMA:
@@ -199,7 +216,7 @@ def decode(raw: bytes, id: str, *, sealed: bool = True) -> Encoded:
         raise _damaged(id, error.kind, f"{error.path}: {error.words}") from None
     if checkpoint.id != id:
         raise _damaged(id, "id", f"the record inside is that of {checkpoint.id!r}")
-    return Encoded(checkpoint, raw, ())
+    return Encoded(checkpoint, raw)
 
 
 class _Invalid(Exception):
@@ -268,7 +285,7 @@ def _check_seal(fields: dict[str, Any], raw: bytes, id: str) -> None:
             computed = ""
         if computed != digest:
             raise _damaged(id, "digest", "its content does not match its digest: it was changed by hand or by the disk")
-    if fields.get("schema_sha256") != SCHEMA_SHA256:
+    if fields.get("schema_sha256") not in EDITIONS:
         raise SchemaMismatch(
             f"{id} is written under another edition of {SCHEMA} (sha256 {str(fields.get('schema_sha256'))[:12]}, known:"
             f" {SCHEMA_SHA256[:12]}): upgrade checkpoint-tool",

@@ -28,6 +28,8 @@ def store_path(option: str | None, environ: Mapping[str, str]) -> str:
     store = option if option is not None else environ.get(STORE_VARIABLE) or DEFAULT_STORE
     if not store:
         raise Usage("--store is empty: name a folder")
+    if store == "memory:":
+        raise Usage("a store in memory ends with this command: name a folder")
     return store
 
 

@@ -30,9 +30,11 @@ class Reason(StrEnum):
     UNREADABLE = "unreadable"
     CLOCK = "clock"
     MISSING_STORE = "missing_store"
+    UNLOGGED = "unlogged"
 
 
 UNREADABLE = frozenset({Reason.DAMAGED, Reason.UNREADABLE})
+OWN_FAILURE = frozenset({Reason.MISSING_STORE, Reason.UNLOGGED})
 
 
 class Policy(NamedTuple):
@@ -73,7 +75,7 @@ class Report(NamedTuple):
 
     @property
     def stale(self) -> tuple[Finding, ...]:
-        return tuple(f for f in self.findings if f.reason not in UNREADABLE | {Reason.MISSING_STORE})
+        return tuple(f for f in self.findings if f.reason not in UNREADABLE | OWN_FAILURE)
 
     @property
     def unreadable(self) -> int:
@@ -104,7 +106,8 @@ def judge(checkpoint: Checkpoint, state: OwnerState, now: datetime, policy: Poli
         return None
     next_step = model.next_step(checkpoint)
     doubtful = model.in_doubt(checkpoint, state)
-    age_s = int((now - checkpoint.progress_at).total_seconds())
+    idle_s = (now - checkpoint.progress_at).total_seconds()
+    age_s = int(idle_s)
 
     def finding(severity: Severity, reason: Reason, detail: str, *, age: int | None = age_s) -> Finding:
         return Finding(
@@ -127,14 +130,14 @@ def judge(checkpoint: Checkpoint, state: OwnerState, now: datetime, policy: Poli
         ("heartbeat_at", checkpoint.heartbeat_at),
         key=lambda item: item[1],
     )
-    if latest > now + timedelta(seconds=policy.skew_s):
-        detail = f"{latest_name} lies in the future ({model.clock(latest)}): a clock is or was wrong"
-        return finding(Severity.WARNING, Reason.CLOCK, detail, age=None)
-    severity = Severity.CRITICAL if age_s >= policy.critical_s else Severity.WARNING
+    severity = Severity.CRITICAL if idle_s >= policy.critical_s else Severity.WARNING
     if model.is_expired(checkpoint, now):
         assert checkpoint.expires_at is not None
         return finding(severity, Reason.EXPIRED, f"unfinished, and expired at {model.clock(checkpoint.expires_at)}")
-    if age_s <= (checkpoint.stale_after_s or policy.threshold_s):
+    if latest > now + timedelta(seconds=policy.skew_s):
+        detail = f"{latest_name} lies in the future ({model.clock(latest)}): a clock is or was wrong"
+        return finding(severity, Reason.CLOCK, detail, age=age_s if age_s >= 0 else None)
+    if idle_s <= (checkpoint.stale_after_s or policy.threshold_s):
         return None
     reason, detail = _reason(checkpoint, state, doubtful)
     return finding(severity, reason, detail)
@@ -151,6 +154,12 @@ def judge_error(name: str, error: CheckpointError, store: str) -> Finding:
 def missing_store(store: str, words: str) -> Finding:
     """The finding that says that nothing could be checked: never to be taken for "nothing is stale"."""
     return Finding(Severity.UNKNOWN, Reason.MISSING_STORE, store, "", words)
+
+
+def unlogged(report: Report, log: str, words: str) -> Report:
+    """The report with the finding that its audit log could not be written."""
+    finding = Finding(Severity.UNKNOWN, Reason.UNLOGGED, log, "", words)
+    return report._replace(findings=(*report.findings, finding))
 
 
 def report(at: datetime, stores: Iterable[str], findings: Iterable[Finding], unfinished: int, policy: Policy) -> Report:

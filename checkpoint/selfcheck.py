@@ -19,7 +19,7 @@ from checkpoint.config import parse_duration, store_path
 from checkpoint.errors import CheckpointError, NotFound, Usage
 from checkpoint.monitor import Finding, Policy, Report, Severity
 from checkpoint.render import text
-from checkpoint.store import DEFAULT_STORE, open_store, stores_below
+from checkpoint.store import find_stores, open_store
 from checkpoint.store.disk import append_line
 
 PROGRAM = "checkpoint-selfcheck"
@@ -49,15 +49,16 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     began = time.monotonic()
     policy = Policy(threshold_s=options.threshold, critical_s=options.critical)
     report = check(_stores(options, environ), policy, datetime.now(UTC))
-    severity = report.severity
     if options.log is not None:
         try:
             append_line(options.log, _log_lines(report, time.monotonic() - began))
         except OSError as error:
-            _say(f"{PROGRAM}: the log {options.log} cannot be written: {error.strerror}")
-            severity = severity or Severity.UNKNOWN
+            words = f"the log {options.log} cannot be written: {error.strerror}"
+            _say(f"{PROGRAM}: {words}")
+            report = monitor.unlogged(report, options.log, words)
+    severity = report.severity
     if options.json:
-        lines = [text.to_json(_document(report, severity))]
+        lines = [text.to_json(_document(report))]
     elif options.quiet and severity is Severity.OK:
         lines = []
     else:
@@ -122,16 +123,13 @@ def _seconds(value: str) -> int:
 
 def _stores(options: argparse.Namespace, environ: Mapping[str, str]) -> list[str]:
     stores = [store_path(store, environ) for store in options.store or ()]
-    for root in options.root or ():
-        # A workspace without any store is named as the store it should have: that makes it a finding, not silence.
-        stores += stores_below(root) or [f"{root}/{DEFAULT_STORE}"]
-    return stores or [store_path(None, environ)]
+    return find_stores(stores, options.root or ()) or [store_path(None, environ)]
 
 
-def _document(report: Report, severity: Severity) -> dict[str, Any]:
+def _document(report: Report) -> dict[str, Any]:
     return {
-        "status": severity.name,
-        "exit_code": int(severity),
+        "status": report.severity.name,
+        "exit_code": int(report.severity),
         "checked_at": timestamp(report.at),
         "stores": list(report.stores),
         "unfinished": report.unfinished,
@@ -142,7 +140,7 @@ def _document(report: Report, severity: Severity) -> dict[str, Any]:
 
 
 def _log_lines(report: Report, took_s: float) -> bytes:
-    run = _document(report, report.severity)
+    run = _document(report)
     del run["findings"]
     at = run.pop("checked_at")
     lines = [{"at": at, "event": "run", **run, "duration_ms": round(took_s * 1000)}]

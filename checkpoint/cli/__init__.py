@@ -95,12 +95,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         process.write_stderr(error.format_message())
         return 2
     except ClickException as error:
-        verb = next((argument for argument in options if argument in COMMANDS), "")
-        return _report(options, 2, "Usage", error.format_message(), f"{PROGRAM} {verb} --help".replace("  ", " "))
+        return _report(options, 2, "Usage", error.format_message(), _help(options))
     except CheckpointError as error:
-        hint = error.hint
+        hint = error.hint or _help(options)
         store = _value(options, "--store")
-        if hint and store is not None:
+        if error.hint.startswith(PROGRAM) and store is not None:
             hint += f" --store {shlex.quote(store)}"
         return _report(options, error.exit_code, error.name, error.message, hint)
     except (KeyboardInterrupt, typer.Abort):
@@ -119,6 +118,11 @@ def _report(options: Sequence[str], code: int, name: str, message: str, hint: st
         words = f"{PROGRAM}: {message}" + (f" (try: {hint})" if hint else "")
         process.write_stderr(escape(words))
     return code
+
+
+def _help(options: Sequence[str]) -> str:
+    verb = next((argument for argument in options if argument in COMMANDS), None)
+    return f"{PROGRAM} {verb} --help" if verb else f"{PROGRAM} --help"
 
 
 def _value(options: Sequence[str], name: str) -> str | None:

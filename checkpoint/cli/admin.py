@@ -5,9 +5,9 @@ from typing import Annotated, Any
 import typer
 
 from checkpoint._load import load
-from checkpoint.api import Listed, Repair
+from checkpoint.api import NEWER, Listed, Repair
 from checkpoint.cli.options import Id, Json, Store, emit, emit_view, open_checkpoints, say, seconds
-from checkpoint.errors import Damaged, Usage
+from checkpoint.errors import Damaged, SchemaMismatch, Usage
 from checkpoint.model import RECORD_LIMIT
 from checkpoint.render import text
 
@@ -32,13 +32,18 @@ def verify(
             for problem in finding.problems
         ]
         lines += [f"{place}: left over, harmless" for place in map(text.escape, result.leftovers)]
-        lines.append(f"{result.checked} checked, {len(findings)} damaged")
+        lines.append(f"{result.checked} checked, {len(findings)} bad" if findings else f"{result.checked} checked, all whole")
         emit("\n".join(lines) + "\n", changed=False)
     if findings:
-        first = result.findings[0].place.rpartition("/")[2].removesuffix(".json")
+        damaged = [finding for finding in result.findings if finding.kind != NEWER]
+        if not damaged:
+            raise SchemaMismatch(
+                f"{len(findings)} of {result.checked} files are of a newer version", hint="checkpoint-tool --version"
+            )
+        first = damaged[0].place.rpartition("/")[2].removesuffix(".json")
         raise Damaged(
-            f"{len(findings)} of {result.checked} files are damaged",
-            kind=result.findings[0].kind,
+            f"{len(damaged)} of {result.checked} files are damaged",
+            kind=damaged[0].kind,
             hint=f"checkpoint-tool repair {first}",
         )
 
@@ -82,7 +87,8 @@ def repair(
 
 def prune(
     older_than: Annotated[
-        str | None, typer.Option(metavar="D", help="Finished longer ago than this. [30d]", show_default=False)
+        str | None,
+        typer.Option(metavar="D", help="Finished longer ago. [30d, unless --keep is given]", show_default=False),
     ] = None,
     keep: Annotated[
         int | None, typer.Option(metavar="N", help="Keep the newest N of each workflow.", show_default=False)

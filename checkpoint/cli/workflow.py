@@ -136,6 +136,8 @@ def resume(
         raise Usage("--steal takes work away from a live owner: say why with --reason TEXT")
     if reason is not None and not steal:
         raise Usage("--reason goes with --steal")
+    if steal and id is None:
+        raise Usage("--steal wants the ID of what is to be taken")
     run = open_checkpoints(store, owner, owner_pid, lease).resume(
         id, agent=agent, wait_s=seconds(wait) or 0, steal_reason=read_value(reason, "--reason")
     )
@@ -178,7 +180,7 @@ def update(
 ) -> None:
     """Record progress: all changes of one call, or none."""
     form = _form(format, json)
-    begins = list(dict.fromkeys([*(begin or ()), *([step] if step is not None else ())]))
+    begins = tuple(dict.fromkeys([*(begin or ()), *([step] if step is not None else ())]))
     if result is not None and len(complete or ()) != 1:
         raise Usage("--result belongs to one --complete STEP")
     if error is not None and not fail:
@@ -200,15 +202,13 @@ def update(
         begin=begins,
         block=read_value(block, "--block"),
         unblock=unblock,
-        notes=[read_value(one, "--note") or "" for one in note or ()],
+        notes=tuple(read_value(one, "--note") or "" for one in note or ()),
         data=None if data is None else json_object(read_value(data, "--data") or "", "--data"),
         result=None if result is None else json_value(read_value(result, "--result") or "", "--result"),
         error=read_value(error, "--error"),
         reason=read_value(reason, "--reason"),
         once=once,
     )
-    if wanted == Update():
-        raise Usage("nothing to update: say what, for example --complete STEP")
     run = open_workflow(id, store, owner, token)
     run.update(wanted)
     if form == "env":

@@ -69,7 +69,7 @@ def run_lines(view: View, *, full: bool) -> list[str]:
     limit = f" of at most {checkpoint.max_attempts}" if checkpoint.max_attempts else ""
     line("attempt", f"{checkpoint.attempts}{limit}" if checkpoint.attempts > 1 or limit else None)
     if checkpoint.lease is not None:
-        line("held by", f"{model.holder(checkpoint.lease)}, {view.owner_state}")
+        line("owner", f"{view.owner_state}: {model.holder(checkpoint.lease)}")
     line("agent", checkpoint.agent)
     line("handoff to", checkpoint.handoff_to)
     line("done", _names(checkpoint.steps, model.DONE))
@@ -77,8 +77,8 @@ def run_lines(view: View, *, full: bool) -> list[str]:
     line("in doubt", ", ".join(view.in_doubt))
     line("next", view.next)
     if view.in_doubt and checkpoint.unfinished:
-        line("", "a step in doubt began and never ended: see whether its effect is in place, then say")
-        line("", f"checkpoint-tool update {checkpoint.id} --complete STEP   or   --retry STEP")
+        lines.append("    a step in doubt began and never ended: see whether its effect is in place, then say")
+        lines.append(f"    checkpoint-tool update {checkpoint.id} --complete STEP    or    --retry STEP")
     if full:
         for step in checkpoint.steps:
             lines.append(_step_line(step, doubtful=step.name in view.in_doubt))

@@ -4,7 +4,7 @@ Claiming, renewing and completing are all ``update`` with a pure function of the
 for locks, and a backend needs no more than one atomic read-decide-write.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from os import PathLike
 from typing import NamedTuple, Protocol
@@ -88,9 +88,9 @@ def open_store(url: "str | PathLike[str]") -> Store:
     return load("checkpoint.store.file:FileStore")(path)  # type: ignore[no-any-return]
 
 
-def stores_below(root: str) -> list[str]:
-    """The stores of a workspace: its own, and those of the agents in it."""
-    return load("checkpoint.store.file:stores_below")(root)  # type: ignore[no-any-return]
+def find_stores(stores: Iterable[str], roots: Iterable[str]) -> list[str]:
+    """``stores``, and those of each workspace in ``roots`` (its own and its agents'), each once. Raises nothing."""
+    return load("checkpoint.store.file:find_stores")(stores, roots)  # type: ignore[no-any-return]
 
 
 def checked(name: str) -> str:

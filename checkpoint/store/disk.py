@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import re
+import shlex
 import stat
 from collections.abc import Iterator
 
@@ -31,13 +32,14 @@ class Folder:
         if status.st_uid != os.geteuid():
             self.close()
             raise StoreUnavailable(
-                f"the folder {path} belongs to another user (uid {status.st_uid}); run as that user or use --store"
+                f"the folder {path} belongs to another user (uid {status.st_uid}); run as that user or use --store",
+                hint=f"ls -ld {shlex.quote(path)}",
             )
         if status.st_mode & 0o022:
             self.close()
             raise StoreUnavailable(
-                f"others may write into the folder {path}, and could plant checkpoints: take that right away"
-                f" (chmod go-w {path})"
+                f"others may write into the folder {path}, and could plant checkpoints: take that right away",
+                hint=f"chmod go-w {shlex.quote(path)}",
             )
 
     @classmethod
@@ -47,7 +49,10 @@ class Folder:
             return cls(os.open(path, _FOLDER), path)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR) and os.path.islink(path):
-                raise StoreUnavailable(f"{path} is a symbolic link, and a store is not followed through one") from None
+                raise StoreUnavailable(
+                    f"{path} is a symbolic link, and a store is not followed through one: name what it points to",
+                    hint=f"readlink -f {shlex.quote(path)}",
+                ) from None
             raise
 
     @classmethod
@@ -65,10 +70,7 @@ class Folder:
         if missing:
             _sync_folder(os.path.dirname(above))
         for folder in reversed(missing):
-            try:
-                os.mkdir(folder, 0o700)
-            except FileExistsError:
-                pass
+            _make_folder(folder)
             _sync_folder(os.path.dirname(folder))
         if not missing:
             _sync_folder(os.path.dirname(path))
@@ -78,10 +80,7 @@ class Folder:
         """A folder inside. Raises FileNotFoundError unless ``make``; made, it is durable once this returns."""
         path = os.path.join(self.path, name)
         if make:
-            try:
-                os.mkdir(name, 0o700, dir_fd=self.fd)
-            except FileExistsError:
-                pass
+            _make_folder(name, self.fd)
             if durable and name not in self._synced:
                 os.fsync(self.fd)
                 self._synced.add(name)
@@ -89,17 +88,18 @@ class Folder:
             return Folder(os.open(name, _FOLDER, dir_fd=self.fd), path)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
-                raise StoreUnavailable(f"{path} is no folder of ours: a link or a file stands in its place") from None
+                raise StoreUnavailable(
+                    f"{path} is no folder of ours: a link or a file stands in its place", hint=f"ls -ld {shlex.quote(path)}"
+                ) from None
             raise
 
     def close(self) -> None:
         if self.fd >= 0:
-            os.close(self.fd)
+            _close_quietly(self.fd)
             self.fd = -1
 
     def __del__(self) -> None:
-        if getattr(self, "fd", -1) >= 0:
-            self.close()
+        self.close()
 
     def __enter__(self) -> "Folder":
         return self
@@ -258,7 +258,8 @@ class LockFile:
         os.fchmod(self.fd, 0o600)
 
     def _unsafe(self) -> StoreUnavailable:
-        return StoreUnavailable(f"{self._folder.path}/{self._name} is no lock file of ours: remove what stands there")
+        path = f"{self._folder.path}/{self._name}"
+        return StoreUnavailable(f"{path} is no lock file of ours: remove what stands there", hint=f"ls -ld {shlex.quote(path)}")
 
     def is_current(self) -> bool:
         """Whether the file still has its name: if not, somebody removed it and others lock another one."""
@@ -282,7 +283,7 @@ class LockFile:
 
     def close(self) -> None:
         if self.fd >= 0:
-            os.close(self.fd)
+            _close_quietly(self.fd)
             self.fd = -1
 
 
@@ -291,17 +292,30 @@ _LOCK_TEXT = re.compile(rb"(\d{20}) (\d{10})\n")
 
 def append_line(path: str, line: bytes) -> None:
     """Append to a private log file, made 0600 where missing, in one write. Raises OSError; ELOOP for a link."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     fd = os.open(path, flags, 0o600)
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
+        if status.st_uid == os.geteuid():
+            os.fchmod(fd, 0o600)
+        if status.st_size and os.pread(fd, 1, status.st_size - 1) != b"\n":
+            line = b"\n" + line  # a line that a full disk cut short must not take this one with it
         written = os.write(fd, line)
         if written != len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _close_quietly(fd: int) -> None:
+    """For descriptors that carry no data of ours: an error here would deny a change that is done and durable."""
+    try:
+        os.close(fd)
+    except OSError:
+        pass
 
 
 def _flush(fd: int) -> None:
@@ -313,6 +327,15 @@ def _flush(fd: int) -> None:
         except OSError:
             pass
     os.fsync(fd)
+
+
+def _make_folder(name: str, inside: int | None = None) -> None:
+    try:
+        os.mkdir(name, 0o700, dir_fd=inside)
+    except FileExistsError:
+        return
+    # A umask can take rights from us too. Nobody else could have put a link in its place since: the folder above is ours.
+    os.chmod(name, 0o700, dir_fd=inside)
 
 
 def _sync_folder(path: str) -> None:

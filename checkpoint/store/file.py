@@ -13,8 +13,9 @@ and the next change of that id moves it.
 
 import errno
 import os.path
+import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -29,18 +30,49 @@ LOCK_WAIT_S = 10.0
 _SUFFIX = ".json"
 
 
-def stores_below(root: str) -> list[str]:
-    """``root``/memory/checkpoints and ``root``/agents/*/memory/checkpoints, those that are there (a link too: opening
-    it gives the error that it deserves). Raises StoreUnavailable when the folders cannot be listed."""
+def find_stores(stores: Iterable[str], roots: Iterable[str]) -> list[str]:
+    """``stores``, and of each workspace in ``roots`` its own store and those of its agents; each store once.
+
+    What cannot be looked into is named too: opening it gives the error that it deserves. So is the store that a
+    workspace without any should have. Raises nothing.
+    """
+    found = list(stores)
+    for root in roots:
+        found += _stores_of(root) or [os.path.join(root, DEFAULT_STORE)]
+    # The last part of a path is not resolved: a store that is a link is refused, and must not hide behind its target.
+    places: dict[str, str] = {}
+    for store in found:
+        above, name = os.path.split(os.path.abspath(store))
+        places.setdefault(os.path.join(os.path.realpath(above), name), store)
+    return list(places.values())
+
+
+def _stores_of(root: str) -> list[str]:
     homes = [root]
+    unlisted = []
     try:
-        homes += sorted(entry.path for entry in os.scandir(os.path.join(root, "agents")))
-    except (FileNotFoundError, NotADirectoryError):
+        if "agents" in os.listdir(root):
+            homes += sorted(entry.path for entry in os.scandir(os.path.join(root, "agents")))
+    except NotADirectoryError:
         pass
     except OSError as error:
-        raise StoreUnavailable(f"the agents of {root} cannot be listed: {error.strerror}") from error
-    stores = [os.path.join(home, DEFAULT_STORE) for home in homes]
-    return [store for store in stores if os.path.lexists(store)]
+        if error.filename == root:
+            return []
+        unlisted = [os.path.join(root, "agents")]
+    return [store for home in homes if _is_there(store := os.path.join(home, DEFAULT_STORE))] + unlisted
+
+
+def _is_there(path: str) -> bool:
+    """Whether anything stands there, or that cannot be found out."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return not _is_absent(error)
+    return True
+
+
+def _is_absent(error: OSError) -> bool:
+    return error.errno in (errno.ENOENT, errno.ENOTDIR)
 
 
 class FileStore:
@@ -136,6 +168,7 @@ class FileStore:
     # --- reads -------------------------------------------------------------------------------------------------------
 
     def load(self, name: str) -> Checkpoint:
+        checked(name)  # a bad name is said to be one also where there is no store yet
         with self._errors():
             folder = self._folder()
             place, file, id = self._locate(folder, name)
@@ -147,6 +180,7 @@ class FileStore:
                 return self._read(place, file, id).checkpoint
 
     def raw(self, name: str) -> tuple[str, bytes]:
+        checked(name)
         with self._errors():
             place, file, id = self._locate(self._folder(), name)
             return id, place.read(file)
@@ -180,7 +214,8 @@ class FileStore:
                 self._opened = Folder.open(self._path)
             except FileNotFoundError:
                 raise NotFound(
-                    f"there is no store at {self.location}; `start` makes one, --store or $CHECKPOINT_STORE names another"
+                    f"there is no store at {self.location}; `start` makes one, --store or $CHECKPOINT_STORE names another",
+                    hint="checkpoint-tool start --help",
                 ) from None
         return self._opened
 
@@ -192,11 +227,17 @@ class FileStore:
             if error.errno == errno.ENAMETOOLONG:
                 raise StoreUnavailable(f"the path {self.location} is too long") from error
             at = f" ({error.filename})" if isinstance(error.filename, str) else ""
-            raise StoreUnavailable(f"the store {self.location} cannot be used: {error.strerror or error}{at}") from error
+            look = "df" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "ls -ld"
+            raise StoreUnavailable(
+                f"the store {self.location} cannot be used: {error.strerror or error}{at}",
+                hint=f"{look} {shlex.quote(self.location)}",
+            ) from error
 
     @contextmanager
     def _locked(self, id: str, *, make: bool = False) -> Iterator[tuple[Folder, LockFile]]:
         """The update lock of ``id``, for the length of one change, and the store's folder, durable."""
+        # First, because it opens files: once the store is open there may be no more descriptors to be had.
+        try_lock: Callable[[int], bool] = load("checkpoint.store.flock:try_lock")
         if self._opened is None and make:
             self._opened = Folder.make(self._path)
             self._durable = True
@@ -207,7 +248,7 @@ class FileStore:
             self._durable = True
         if self._locks is None:
             self._locks = folder.child(".locks", make=True, durable=False)
-        lock = self._wait(self._locks, id)
+        lock = self._wait(self._locks, id, try_lock)
         try:
             token, _ = lock.read()
             lock.write(token)
@@ -218,8 +259,7 @@ class FileStore:
         finally:
             lock.close()
 
-    def _wait(self, locks: Folder, id: str) -> LockFile:
-        try_lock: Callable[[int], bool] = load("checkpoint.store.flock:try_lock")
+    def _wait(self, locks: Folder, id: str, try_lock: Callable[[int], bool]) -> LockFile:
         deadline = time.monotonic() + LOCK_WAIT_S
         pause = 0.0005
         lock = LockFile(locks, id)
@@ -246,6 +286,7 @@ class FileStore:
     @contextmanager
     def _located(self, name: str) -> Iterator[tuple[Folder, Folder, str, str, LockFile]]:
         """(store folder, folder of the record, file name, id, its lock), looked up again under the lock."""
+        checked(name)
         folder = self._folder()
         id = self._locate(folder, name)[2]
         with self._locked(id) as (folder, lock):
@@ -253,8 +294,8 @@ class FileStore:
             yield folder, place, file, id, lock
 
     def _locate(self, folder: Folder, name: str) -> tuple[Folder, str, str]:
-        """(folder, file name, id) of the record that ``name`` means. Raises NotFound, Usage."""
-        file = checked(name) + _SUFFIX
+        """(folder, file name, id) of the record that the checked ``name`` means. Raises NotFound."""
+        file = name + _SUFFIX
         if folder.has(file):
             return folder, file, name
         if folder.is_folder("done"):

@@ -3,8 +3,18 @@
 Its low-level call, because its ``Lock`` class opens the file itself, following links and with mode 0666.
 """
 
-from portalocker import AlreadyLocked, LockException, LockFlags
-from portalocker import lock as _lock
+import tempfile
+
+# portalocker asks for the folder of temporary files when it is imported, which makes and removes a file in it: outside
+# the store, and an error where that disk is full. An answer that is there already is taken instead.
+_unset = tempfile.tempdir is None
+tempfile.tempdir = tempfile.tempdir or "/tmp"  # noqa: S108 - no file is made
+
+from portalocker import AlreadyLocked, LockException, LockFlags  # noqa: E402
+from portalocker import lock as _lock  # noqa: E402
+
+if _unset:
+    tempfile.tempdir = None
 
 
 def try_lock(fd: int) -> bool:
