@@ -10,6 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from hypothesis import settings
+
+# The same examples at each run: a red CI must be about the change. HYPOTHESIS_PROFILE=explore looks for new ones.
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.register_profile("explore", deadline=None, max_examples=5000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -44,7 +50,9 @@ class Workspace:
         self.path = path
         self.store = path / "memory" / "checkpoints"
 
-    def run(self, *argv: str | bytes, env: dict[str, str] | None = None, input: str | bytes | None = None, timeout: float = 60) -> Result:
+    def run(
+        self, *argv: str | bytes, env: dict[str, str] | None = None, input: str | bytes | None = None, timeout: float = 60
+    ) -> Result:
         """A command; ``argv[0]`` may be any program. ``env``: added to the environment."""
         data = input.encode() if isinstance(input, str) else input
         done = subprocess.run(

@@ -1,0 +1,503 @@
+"""Killed before, or failed at, each system call on the store: nothing torn, nothing acknowledged lost, the retry converges."""
+
+import hashlib
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import sweep
+from conftest import Workspace
+from sweep import Call, Ended
+
+from checkpoint import Checkpoints, owner
+from checkpoint.errors import Locked
+
+# How a failed verb may say that its change stands all the same.
+APPLIED = re.compile(r"could not be confirmed|\b(applied|is written|is completed|is finished)\b")
+
+ERRORS = {
+    "openat": "ENOSPC EIO EROFS EMFILE EDQUOT EINTR",
+    "mkdir": "ENOSPC EIO EROFS EDQUOT",
+    "mkdirat": "ENOSPC EIO EROFS EDQUOT",
+    "write": "ENOSPC EIO EROFS EDQUOT EINTR",
+    "pwrite64": "ENOSPC EIO EROFS EDQUOT EINTR",
+    "fsync": "ENOSPC EIO EROFS EDQUOT EINTR",
+    "rename": "ENOSPC EIO EROFS EDQUOT",
+    "renameat": "ENOSPC EIO EROFS EDQUOT",
+    "renameat2": "ENOSPC EIO EROFS EDQUOT",
+    "unlink": "EIO EROFS",
+    "unlinkat": "EIO EROFS",
+    "fchmod": "EIO EROFS",
+    "flock": "ENOLCK EIO EINTR",
+    # A network file system reports at close what it could not write.
+    "close": "EIO EDQUOT EINTR",
+}
+
+# An error here may be passed over only where it is no error (EINTR): the answer would rest on what was not done.
+MUST_HOLD = ("write", "pwrite64", "fsync", "rename", "renameat", "renameat2", "flock")
+
+
+class Case(NamedTuple):
+    """A verb, and what is done in a fresh workspace before it."""
+
+    verb: str
+    before: tuple[str, ...]
+    key: str | None = None
+
+    @property
+    def id(self) -> str:
+        return "deploy" if self.key is None else f"deploy-{hashlib.sha256(self.key.encode()).hexdigest()[:12]}"
+
+    def argv(self, store: Path, verb: str | None = None, prelude: str = "") -> list[str]:
+        verb = verb or self.verb
+        more = () if self.key is None else (self.key,) if verb in ("start", "abandon") else (self.id,)
+        return sweep.lean(verb, store, *more, prelude=prelude)
+
+
+CASES = {
+    "start": Case("start", ()),
+    "start again": Case("start", ("abandon",)),
+    "resume": Case("resume", ("abandon",)),
+    "update": Case("update", ("start",)),
+    "complete": Case("complete", ("start", "finish-steps")),
+    "complete keyed": Case("complete", ("start", "finish-steps"), key="release-1"),
+}
+
+
+class Bench:
+    """One case: the state before, the state after an undisturbed run, and the points in between."""
+
+    def __init__(self, case: Case, path: Path, prelude: str = "", argv: Callable[[Path], list[str]] | None = None) -> None:
+        self.case = case
+        self.place = path / "run"
+        self._template = path / "template"
+        self._template.mkdir()
+        store = self._template / "memory" / "checkpoints"
+        for verb in case.before:
+            done = sweep.run(case.argv(store, verb), self._template)
+            assert done.code == 0, done
+        self.store = self.reset()
+        self.before = sweep.records(self.store)
+        self.argv = argv(self.store) if argv else case.argv(self.store, prelude=prelude)
+        sweep.run(self.argv, self.place, compile=True)
+        self.reset()
+        self.undisturbed, self.calls = sweep.record(self.argv, self.place)
+        assert self.undisturbed.code == 0, self.undisturbed
+        assert self.undisturbed.out
+        self.after = sweep.records(self.store)
+        self.points = sweep.points(self.calls, self.place)
+
+    def reset(self) -> Path:
+        return sweep.copy(self._template, self.place)
+
+    def states(self) -> list[dict[str, Any]]:
+        """Every state that a process may leave behind, oldest first."""
+        states = [sweep.essence(self.before), sweep.essence(self.after)]
+        if self.case.verb == "complete":
+            ((place, finished),) = states[1].items()
+            unfinished = f"{self.case.id}.json"
+            states[1:1] = [{unfinished: finished}, {unfinished: finished, place: finished}]
+        return states
+
+    def unlike_undisturbed(self, ended: Ended) -> list[str]:
+        """Where the state after a retry is not that of a run that nothing disturbed."""
+        state = sweep.records(self.store)
+        found = []
+        if ended.code != 0 or not ended.out or ended.err:
+            found.append(f"the retry ended with {ended}")
+        # A claim whose lock file was written and whose record was not may skip a token, and be written once more.
+        loose = ("token", "revision", "lease", "notes", "heartbeat_at") if self.case.verb in ("start", "resume") else ()
+        one, other = (
+            {place: {name: value for name, value in record.items() if name not in loose} for place, record in each.items()}
+            for each in (sweep.essence(state), sweep.essence(self.after))
+        )
+        if one != other:
+            found.append(f"the retry gave {one}, an undisturbed run {other}")
+        if sweep.temporaries(self.store):
+            found.append(f"left after the retry: {sweep.temporaries(self.store)}")
+        found += [f"verify: {finding}" for finding in Checkpoints(self.store).verify().findings]
+        return found
+
+
+def kill_everywhere(bench: Bench, points: Sequence[Call] | None = None) -> list[str]:
+    """What went wrong, point by point."""
+    problems = []
+    states = bench.states()
+    for point in bench.points if points is None else points:
+        bench.reset()
+        ended = sweep.killed_at(point, bench.argv, bench.place)
+        found = []
+        try:
+            state = sweep.essence(sweep.records(bench.store))
+            if state not in states:
+                found.append(f"neither the old state nor the new: {state}")
+            if ended.out and state != states[-1]:
+                found.append(f"it had answered {ended.out}, and the state is {state}")
+            if bench.store.exists():
+                found += [f"verify: {finding}" for finding in Checkpoints(bench.store).verify().findings]
+            found += bench.unlike_undisturbed(sweep.run(bench.argv, bench.place))
+            found += wrong_owner(bench)
+        except (AssertionError, ValueError) as error:
+            found.append(f"torn: {error}")
+        problems += [f"killed before {point}: {one}" for one in found]
+    return [problem.replace(str(bench.place), "") for problem in problems]
+
+
+def wrong_owner(bench: Bench) -> list[str]:
+    """After start and resume: one owner, under one token however often it asks, and nobody beside it."""
+    if bench.case.verb not in ("start", "resume"):
+        return []
+    record = sweep.records(bench.store)[f"{bench.case.id}.json"]
+    lease = record["lease"]
+    if lease is None or lease["owner"] != sweep.OWNER or lease["token"] != record["token"]:
+        return [f"the lease is {lease} with token {record['token']}"]
+    if bench.case.verb == "resume" and record["token"] != 2:
+        return [f"two resumes of one owner used up token {record['token']}, the first is 2"]
+    try:
+        run = Checkpoints(bench.store, owner=owner("another", time_held=True)).resume(bench.case.id)
+    except Locked:
+        pass
+    else:
+        return [f"another owner was given token {run.token} beside {lease}"]
+    again = Checkpoints(bench.store, owner=owner(sweep.OWNER, time_held=True)).resume(bench.case.id)
+    return [] if again.token == lease["token"] else [f"the same owner was given {again.token} after {lease['token']}"]
+
+
+def fail_everywhere(bench: Bench, points: Sequence[tuple[Call, str]]) -> list[str]:
+    """What went wrong, point by point."""
+    problems = []
+    states = bench.states()
+    for point, error in points:
+        bench.reset()
+        before = sweep.files(bench.store)
+        ended = sweep.failed_at(point, error, bench.argv, bench.place)
+        found = []
+        state = sweep.essence(sweep.records(bench.store))
+        if ended.code == 17:
+            if ended.err.count("\n") != 1 or not ended.err.startswith("checkpoint-tool: "):
+                found.append(f"not one line: {ended.err!r}")
+            if ended.out:
+                found.append(f"failed, and yet it answered {ended.out}")
+            if state not in states:
+                found.append(f"neither the old state nor the new: {state}")
+            elif sweep.files(bench.store) != before and not sweep.temporaries(bench.store) and not APPLIED.search(ended.err):
+                found.append(f"the change is applied, and the message does not say so: {ended.err!r}")
+            elif sweep.files(bench.store) == before and APPLIED.search(ended.err):
+                found.append(f"nothing is changed, and the message says it may be: {ended.err!r}")
+        elif ended.code == 0:
+            if error != "EINTR" and point.name in MUST_HOLD:
+                found.append("passed over")
+            if state != states[-1]:
+                found.append(f"exit 0 and the state is {state}")
+            if ended.err:
+                found.append(f"exit 0 and on stderr: {ended.err!r}")
+        else:
+            found.append(f"exit {ended.code}: {ended.err!r}")
+        if sweep.temporaries(bench.store):
+            found.append(f"left behind: {sweep.temporaries(bench.store)}")
+        found += bench.unlike_undisturbed(sweep.run(bench.argv, bench.place))
+        problems += [f"{error} at {point}: {one}" for one in found]
+    return [problem.replace(str(bench.place), "") for problem in problems]
+
+
+def error_points(bench: Bench) -> list[tuple[Call, str]]:
+    found = []
+    for point in bench.points:
+        errors = ERRORS.get(point.name, "").split()
+        if point.name == "openat" and "O_CREAT" not in point.arguments:
+            errors = ["EIO", "EMFILE", "EINTR"]
+        if not sweep.is_answer(point):
+            found += [(point, error) for error in errors]
+    return found
+
+
+def report(problems: Sequence[str]) -> str:
+    return f"{len(problems)} problems\n" + "\n".join(problems[:40])
+
+
+def names_of(points: Sequence[Call]) -> set[str]:
+    return {point.name for point in points}
+
+
+# --- killed ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_killed_before_any_call(name: str, tmp_path: Path) -> None:
+    bench = Bench(CASES[name], tmp_path)
+    print(f"{name}: killed at {len(bench.points)} points")
+    # A sweep that begins too late, or knows the calls by other names, would pass without having tried anything.
+    assert len(bench.points) >= {"start": 40, "complete": 75}.get(bench.case.verb, 40)
+    assert {"openat", "flock", "fsync", "close", "write"} <= names_of(bench.points)
+    assert any(point.startswith("rename") for point in names_of(bench.points))
+    problems = kill_everywhere(bench)
+    assert not problems, report(problems)
+
+
+VERBS = {"update": ("update", "deploy", "--complete", "build"), "complete": ("complete", "deploy")}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_program_itself_killed(verb: str, tmp_path: Path) -> None:
+    """The same by the whole command line, at each call that writes; judged by `verify` as a user would run it."""
+    bench = Bench(CASES[verb], tmp_path, argv=lambda store: sweep.command_line(*VERBS[verb], store=store))
+    points = [point for point in bench.points if point.name in sweep.WRITE_SIDE - {"openat", "close"}]
+    print(f"{verb}: killed at {len(points)} points")
+    assert len(points) >= 9
+    problems = kill_everywhere(bench, points)
+    verified = sweep.run(sweep.command_line("verify", store=bench.store), bench.place)
+    assert verified.code == 0, verified
+    assert not problems, report(problems)
+
+
+# --- failed --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["start", "resume", "update", "complete", "complete keyed"])
+def test_an_error_at_any_call(name: str, tmp_path: Path) -> None:
+    bench = Bench(CASES[name], tmp_path)
+    points = error_points(bench)
+    print(f"{name}: failed at {len(points)} points")
+    assert len(points) >= (130 if bench.case.verb == "complete" else 70)
+    assert {error for _, error in points} == {"ENOSPC", "EIO", "EROFS", "EMFILE", "EDQUOT", "ENOLCK", "EINTR"}
+    problems = fail_everywhere(bench, points)
+    assert not problems, report(problems)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_error_as_the_program_says_it(verb: str, tmp_path: Path) -> None:
+    """One error each at the calls that write, by the whole command line."""
+    bench = Bench(CASES[verb], tmp_path, argv=lambda store: sweep.command_line(*VERBS[verb], store=store))
+    errors = {"write": "ENOSPC", "pwrite64": "EDQUOT", "fsync": "EIO", "flock": "ENOLCK", "mkdirat": "EROFS"}
+    points = [
+        (point, errors.get(point.name, "EIO"))
+        for point in bench.points
+        if point.name in sweep.WRITE_SIDE - {"openat", "close"} and not sweep.is_answer(point)
+    ]
+    print(f"{verb}: failed at {len(points)} points")
+    assert len(points) >= 8
+    problems = fail_everywhere(bench, points)
+    assert not problems, report(problems)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_answer_that_cannot_be_written(verb: str, tmp_path: Path) -> None:
+    bench = Bench(CASES[verb], tmp_path, argv=lambda store: sweep.command_line(*VERBS[verb], store=store))
+    (point,) = [point for point in bench.points if sweep.is_answer(point)]
+    for error in ("ENOSPC", "EIO", "EPIPE"):
+        bench.reset()
+        ended = sweep.failed_at(point, error, bench.argv, bench.place)
+        assert ended.code == 22, ended
+        assert ended.err.count("\n") == 1
+        assert sweep.essence(sweep.records(bench.store)) == sweep.essence(bench.after)
+
+
+# --- the order of the calls ------------------------------------------------------------------------------------------
+
+
+def recorded(path: Path, verbs: Sequence[str], *, key: str | None = None, prelude: str = "", id: str = "") -> list[str]:
+    """The violations of the last of ``verbs``; the earlier ones run undisturbed and as they are."""
+    case = Case(verbs[-1], tuple(verbs[:-1]), key)
+    store = path / "memory" / "checkpoints"
+    for verb in case.before:
+        done = sweep.run(case.argv(store, verb), path)
+        assert done.code == 0, done
+    ended, calls = sweep.record(case.argv(store, prelude=prelude), path)
+    assert ended.code == 0, ended
+    return sweep.violations(calls, store, id or case.id)
+
+
+@pytest.mark.parametrize("key", [None, "release-1"], ids=["plain", "keyed"])
+@pytest.mark.parametrize(
+    "verbs",
+    [
+        ["start"],
+        ["start", "start"],
+        ["abandon", "start"],
+        ["start", "update"],
+        ["start", "update", "update"],
+        ["start", "finish-steps", "complete"],
+        ["start", "finish-steps", "complete", "complete"],
+    ],
+    ids=" ".join,
+)
+def test_order_of_the_calls(verbs: list[str], key: str | None, tmp_path: Path) -> None:
+    sweep.tracer()
+    assert recorded(tmp_path, verbs, key=key) == []
+
+
+@pytest.mark.parametrize("verbs", [["abandon", "resume"], ["abandon", "resume", "resume"]], ids=" ".join)
+def test_order_of_the_calls_of_resume(verbs: list[str], tmp_path: Path) -> None:
+    sweep.tracer()
+    assert recorded(tmp_path, verbs) == []
+
+
+def test_order_of_the_calls_of_a_retry_after_each_crash(tmp_path: Path) -> None:
+    """A retry that finds the work of a process that died is bound by the same clauses, wherever it died."""
+    for name in ("update", "complete"):
+        path = tmp_path / name
+        path.mkdir()
+        bench = Bench(CASES[name], path)
+        crucial = some(bench, "fsync", "rename", "renameat", "unlink", "unlinkat", "mkdirat")
+        assert len(crucial) >= 4
+        for point in crucial:
+            bench.reset()
+            sweep.killed_at(point, bench.argv, bench.place)
+            ended, calls = sweep.record(bench.argv, bench.place)
+            assert ended.code == 0, ended
+            assert sweep.violations(calls, bench.store) == [], f"retry after a kill before {point}"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_order_of_the_calls_of_the_program_itself(verb: str, workspace: Workspace) -> None:
+    sweep.tracer()
+    assert workspace.tool("start", "deploy", "--steps", "build").code == 0
+    if verb == "complete":
+        assert workspace.tool("update", "deploy", "--complete", "build").code == 0
+    argv = sweep.command_line(*VERBS[verb], store=workspace.store)
+    for _ in range(2):
+        ended, calls = sweep.record(argv, workspace.path)
+        assert ended.code == 0, ended
+        assert sweep.violations(calls, workspace.store) == []
+
+
+# --- a check that cannot fail is no check ----------------------------------------------------------------------------
+
+NO_FILE_FSYNC = """
+import os, stat
+_fsync = os.fsync
+os.fsync = lambda fd: _fsync(fd) if stat.S_ISDIR(os.fstat(fd).st_mode) else None
+"""
+NO_FOLDER_FSYNC = """
+import os, stat
+_fsync = os.fsync
+os.fsync = lambda fd: None if stat.S_ISDIR(os.fstat(fd).st_mode) else _fsync(fd)
+"""
+NO_FSYNC_BELOW_DONE = """
+import os
+_fsync = os.fsync
+os.fsync = lambda fd: None if "/done" in os.readlink(f"/proc/self/fd/{fd}") else _fsync(fd)
+"""
+NO_PARENT_FSYNC = """
+from checkpoint.store import disk
+disk._sync_folder = lambda path: None
+"""
+IN_PLACE = """
+import os
+from checkpoint.store.disk import Folder
+def _write(self, name, data, *, owner, into=None):
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600, dir_fd=(into or self).fd)
+    os.write(fd, data)
+    os.fsync(fd)
+    os.close(fd)
+    os.fsync((into or self).fd)
+Folder.write = _write
+"""
+UNCONFIRMED_ANSWER = """
+from checkpoint.store.disk import Folder
+Folder.sync = lambda self, name: None
+"""
+LOCK_FILE_UNLINKED = """
+import os
+from checkpoint.store.disk import LockFile
+_close = LockFile.close
+def _unlink(self):
+    if self.fd >= 0:
+        os.unlink(self._name, dir_fd=self._folder.fd)
+    _close(self)
+LockFile.close = _unlink
+"""
+NO_LOCK = """
+from checkpoint.store import flock
+flock.try_lock = lambda fd: True
+"""
+UNLINKED_BEFORE_KEPT = """
+from checkpoint.store.file import FileStore
+FileStore._put_away = lambda self, folder, into, file, finished: None
+"""
+NO_SWEEPING = """
+from checkpoint.store.disk import Folder
+Folder._discard = lambda self, name: None
+"""
+SWALLOWED = """
+import os
+_write = os.write
+def _short(fd, data):
+    try:
+        return _write(fd, data)
+    except OSError:
+        return len(data)
+os.write = _short
+"""
+ANSWER_FIRST = """
+from checkpoint import process
+from checkpoint.store.disk import Folder
+_write = Folder.write
+def _early(self, name, data, **more):
+    process.write_stdout(b"done\\n")
+    _write(self, name, data, **more)
+Folder.write = _early
+"""
+
+FINISH = ("start", "finish-steps", "complete")
+
+
+@pytest.mark.parametrize(
+    ("clause", "prelude", "verbs"),
+    [
+        ("file-fsync", NO_FILE_FSYNC, ("start", "update")),
+        ("dir-fsync", NO_FOLDER_FSYNC, ("start", "update")),
+        ("dir-fsync", NO_FOLDER_FSYNC, FINISH),
+        ("parent-fsync", NO_PARENT_FSYNC, ("start", "update")),
+        ("in-place", IN_PLACE, ("start", "update")),
+        ("ack-fsync", UNCONFIRMED_ANSWER, ("start", "update", "update")),
+        ("ack-fsync", UNCONFIRMED_ANSWER, (*FINISH, "complete")),
+        ("lock-file", LOCK_FILE_UNLINKED, ("start", "update")),
+        ("lock", NO_LOCK, ("start", "update")),
+        ("archive", UNLINKED_BEFORE_KEPT, FINISH),
+        ("archive", NO_FSYNC_BELOW_DONE, FINISH),
+        ("ack-fsync", ANSWER_FIRST, ("start", "update")),
+    ],
+    ids=lambda value: value if isinstance(value, str) and "\n" not in value else "",
+)
+def test_planted_bugs_break_a_clause(clause: str, prelude: str, verbs: Sequence[str], tmp_path: Path) -> None:
+    sweep.tracer()
+    found = recorded(tmp_path, verbs, prelude=prelude)
+    assert clause in {violation.partition(":")[0] for violation in found}, found
+
+
+def some(bench: Bench, *names: str) -> list[Call]:
+    found = [point for point in bench.points if point.name in names]
+    assert found
+    return found
+
+
+def test_planted_write_in_place_is_torn_by_a_kill(tmp_path: Path) -> None:
+    bench = Bench(CASES["update"], tmp_path, IN_PLACE)
+    assert any("torn" in problem for problem in kill_everywhere(bench, some(bench, "write")))
+
+
+def test_planted_early_answer_is_lost_by_a_kill(tmp_path: Path) -> None:
+    bench = Bench(CASES["update"], tmp_path, ANSWER_FIRST)
+    assert any("it had answered" in problem for problem in kill_everywhere(bench, some(bench, "renameat", "rename")))
+
+
+def test_planted_litter_is_found_after_a_kill(tmp_path: Path) -> None:
+    bench = Bench(CASES["update"], tmp_path, NO_SWEEPING)
+    assert any("left after the retry" in problem for problem in kill_everywhere(bench, some(bench, "renameat", "rename")))
+
+
+def test_planted_litter_is_found_after_an_error(tmp_path: Path) -> None:
+    bench = Bench(CASES["update"], tmp_path, NO_SWEEPING)
+    points = list(itertools.product(some(bench, "renameat", "rename"), ["ENOSPC"]))
+    assert any("left behind" in problem for problem in fail_everywhere(bench, points))
+
+
+def test_planted_swallowed_error_is_found(tmp_path: Path) -> None:
+    bench = Bench(CASES["update"], tmp_path, SWALLOWED)
+    points = [(point, "ENOSPC") for point in some(bench, "write") if not sweep.is_answer(point)]
+    with pytest.raises(AssertionError, match="torn"):
+        fail_everywhere(bench, points)

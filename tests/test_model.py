@@ -1,0 +1,360 @@
+"""Every change of state, as tables: what is allowed, what it gives, what is refused and by which error."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from records import FINGERPRINT, T0, at, owner, run
+
+from checkpoint import errors, model
+from checkpoint.model import Checkpoint, OwnerState, PlanStep, Status, StepStatus
+
+ALIVE, DEAD, NONE, EXPIRED, UNKNOWN = (
+    OwnerState.ALIVE,
+    OwnerState.DEAD,
+    OwnerState.NONE,
+    OwnerState.EXPIRED,
+    OwnerState.UNKNOWN,
+)
+
+
+def step_in(status: str, *, once: bool = False) -> Checkpoint:
+    """A run whose step ``a`` stands in ``status``; "doubt" is begun under a token that is no longer the last."""
+    checkpoint = run(PlanStep("a", once=once), "b")
+    if status in ("begun", "doubt"):
+        checkpoint = model.begin_step(checkpoint, "a", ALIVE, at(1))
+    if status == "completed":
+        checkpoint = model.complete_step(checkpoint, "a", at(1), result=1)
+    if status == "failed":
+        checkpoint = model.fail_step(checkpoint, "a", at(1), error="e")
+    if status == "skipped":
+        checkpoint = model.skip_step(checkpoint, "a", at(1), reason="r")
+    if status == "doubt":
+        checkpoint = model.claim(checkpoint, owner("bob", pid=42), DEAD, at(2))
+    return checkpoint
+
+
+CHANGES: dict[str, Callable[[Checkpoint], Checkpoint]] = {
+    "begin": lambda c: model.begin_step(c, "a", ALIVE, at(3)),
+    "complete": lambda c: model.complete_step(c, "a", at(3), result=2),
+    "fail": lambda c: model.fail_step(c, "a", at(3), error="e"),
+    "skip": lambda c: model.skip_step(c, "a", at(3), reason="r"),
+    "retry": lambda c: model.retry_step(c, "a", at(3)),
+}
+REFUSED = errors.InvalidTransition
+SAME = "no change"
+TABLE: dict[str, dict[str, Any]] = {
+    # from        begin      complete     fail       skip       retry
+    "pending": {"begin": "begun", "complete": "completed", "fail": "failed", "skip": "skipped", "retry": SAME},
+    "begun": {"begin": SAME, "complete": "completed", "fail": "failed", "skip": "skipped", "retry": "pending"},
+    "doubt": {"begin": "begun", "complete": "completed", "fail": "failed", "skip": "skipped", "retry": "pending"},
+    "completed": {"begin": REFUSED, "complete": SAME, "fail": REFUSED, "skip": REFUSED, "retry": REFUSED},
+    "failed": {"begin": "begun", "complete": "completed", "fail": SAME, "skip": "skipped", "retry": "pending"},
+    "skipped": {"begin": REFUSED, "complete": REFUSED, "fail": REFUSED, "skip": SAME, "retry": "pending"},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("status", TABLE)
+def test_steps(status: str, change: str) -> None:
+    before, wanted = step_in(status), TABLE[status][change]
+    if wanted is REFUSED:
+        with pytest.raises(REFUSED):
+            CHANGES[change](before)
+        return
+    after = CHANGES[change](before)
+    if wanted == SAME:
+        assert after is before
+        return
+    step = after.step("a")
+    assert step is not None
+    assert step.status == wanted
+    assert after.progress_at == at(3)
+    assert after.steps[1] is before.steps[1]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("status", [s for s in TABLE if s != "doubt"])
+def test_a_finished_run_takes_no_change_but_what_is_none(status: str, change: str) -> None:
+    finished = model.finish(step_in(status), Status.CANCELLED, ALIVE, at(2), reason="r")
+    if TABLE[status][change] == SAME and not (status, change) == ("begun", "begin"):
+        assert CHANGES[change](finished) is finished
+    else:
+        with pytest.raises(errors.InvalidTransition):
+            CHANGES[change](finished)
+
+
+def test_a_completed_step_keeps_its_first_result() -> None:
+    assert model.complete_step(step_in("completed"), "a", at(9), result="other").steps[0].result == 1
+
+
+def test_attempts_are_counted_and_survive_a_retry() -> None:
+    checkpoint = CHANGES["begin"](step_in("failed"))
+    assert checkpoint.steps[0].attempts == 2
+    assert model.retry_step(checkpoint, "a", at(4)).steps[0].attempts == 2
+
+
+@pytest.mark.parametrize("state", [DEAD, NONE, EXPIRED])
+def test_a_begun_step_is_in_doubt_once_nobody_can_end_it(state: OwnerState) -> None:
+    begun = step_in("begun")
+    assert model.in_doubt(begun, ALIVE) == model.in_doubt(begun, UNKNOWN) == ()
+    assert model.in_doubt(begun, state) == ("a",)
+
+
+def test_a_step_begun_under_an_earlier_token_stays_in_doubt_under_the_new_owner() -> None:
+    doubt = step_in("doubt")
+    assert model.in_doubt(doubt, ALIVE) == ("a",)
+    assert model.in_doubt(CHANGES["begin"](doubt), ALIVE) == ()
+
+
+def test_a_step_marked_once_is_never_begun_again_blindly() -> None:
+    doubt = step_in("doubt", once=True)
+    with pytest.raises(errors.InDoubt, match="repeated blindly"):
+        CHANGES["begin"](doubt)
+    assert CHANGES["begin"](CHANGES["retry"](doubt)).steps[0].status is StepStatus.BEGUN
+    with pytest.raises(errors.InDoubt):  # also when only the one who comes back says that it is so
+        model.begin_step(step_in("doubt"), "a", ALIVE, at(3), once=True)
+
+
+def test_plans_declared_and_open() -> None:
+    with pytest.raises(errors.NotFound, match="--add"):
+        model.begin_step(run("a"), "x", ALIVE, at(1))
+    added = model.add_step(run("a"), "x")
+    assert added.steps[1].added
+    assert model.add_step(added, "x") is added
+    opened = model.begin_step(run(open_plan=True), "x", ALIVE, at(1), once=True)
+    assert opened.steps[0].once
+    assert not opened.steps[0].added
+    with pytest.raises(errors.Usage):
+        model.begin_step(run(open_plan=True), "Bad Name", ALIVE, at(1))
+
+
+@pytest.mark.parametrize("name", ["", "A", "a b", "a" * 65, "-a", "a\n", "a\0", "../a", "ä", "a.b"])
+def test_bad_names(name: str) -> None:
+    with pytest.raises(errors.Usage):
+        model.check_name(name, "workflow name")
+
+
+def test_a_step_twice_in_a_plan_is_refused() -> None:
+    with pytest.raises(errors.Usage, match="twice"):
+        run("a", "a")
+
+
+# --- ownership ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", [DEAD, EXPIRED])
+def test_what_a_dead_owner_left_is_taken_with_the_next_token(state: OwnerState) -> None:
+    taken = model.claim(run(), owner("bob", pid=42), state, at(5))
+    assert taken.lease is not None
+    assert (taken.token, taken.lease.token, taken.lease.owner, taken.attempts) == (2, 2, "bob", 2)
+
+
+def test_what_was_given_back_is_no_failed_attempt() -> None:
+    taken = model.claim(model.release(run()), owner("bob", pid=42), NONE, at(5))
+    assert (taken.token, taken.attempts) == (2, 1)
+
+
+@pytest.mark.parametrize("state", [ALIVE, UNKNOWN])
+def test_a_live_owner_is_not_robbed_without_a_reason(state: OwnerState) -> None:
+    with pytest.raises(errors.Locked, match=r"ann .*token 1"):
+        model.claim(run(), owner("bob", pid=42), state, at(5))
+    stolen = model.claim(run(), owner("bob", pid=42), state, at(5), steal_reason="ann is on holiday")
+    assert stolen.token == 2
+    assert "ann is on holiday" in stolen.notes[-1].text
+    assert stolen.notes[-1].by == "bob"
+
+
+def test_the_same_owner_gets_the_same_token_again() -> None:
+    assert model.claim(run(), owner(), ALIVE, at(5)).token == 1
+    by_time = run(by=owner(pid=None))
+    again = model.claim(by_time, owner(pid=None), UNKNOWN, at(5))
+    assert again.lease is not None
+    assert (again.token, again.lease.expires_at) == (1, at(5 + 1800))
+    assert model.claim(by_time, owner(pid=None), EXPIRED, at(5000)).token == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [owner(pid=42), owner(started=8), owner()._replace(boot_id="later"), owner()._replace(host="g" * 16), owner("bob")],
+    ids=["pid", "reused pid", "boot", "host", "name"],
+)
+def test_who_is_not_the_same_owner(other: model.Owner) -> None:
+    with pytest.raises(errors.Locked):
+        model.claim(run(), other, ALIVE, at(5))
+
+
+def test_a_process_that_died_is_not_the_same_owner_even_under_its_name() -> None:
+    assert model.claim(run(), owner(), DEAD, at(5)).token == 2
+
+
+def test_attempts_run_out() -> None:
+    checkpoint = run(max_attempts=2)
+    checkpoint = model.claim(checkpoint, owner("bob", pid=42), DEAD, at(1))
+    with pytest.raises(errors.AttemptsExhausted, match="2 times"):
+        model.claim(checkpoint, owner("eve", pid=43), DEAD, at(2))
+    more = model.enter(
+        checkpoint, owner("eve", pid=43), DEAD, at(2), plan=_plan("a", "b", "c"), fingerprint=FINGERPRINT, max_attempts=3
+    )
+    assert more.attempts == 3
+
+
+def test_an_expired_run_is_gone_on_with_only_on_request() -> None:
+    checkpoint = run(ttl_s=60)
+    with pytest.raises(errors.InvalidTransition, match="expired"):
+        model.claim(checkpoint, owner(), DEAD, at(60))
+    with pytest.raises(errors.InvalidTransition, match="expired"):
+        model.enter(checkpoint, owner(), DEAD, at(60), plan=_plan("a", "b", "c"), fingerprint=FINGERPRINT, ttl_s=60)
+    again = model.enter(
+        checkpoint, owner(), DEAD, at(60), plan=_plan("a", "b", "c"), fingerprint=FINGERPRINT, ttl_s=60, replan=True
+    )
+    assert again.expires_at == at(120)
+
+
+@pytest.mark.parametrize(
+    ("token", "name", "state", "error"),
+    [
+        (1, "bob", ALIVE, None),
+        (2, "ann", ALIVE, errors.StaleToken),
+        (0, "ann", DEAD, errors.StaleToken),
+        (None, "ann", ALIVE, None),
+        (None, "bob", ALIVE, errors.Locked),
+        (None, "bob", UNKNOWN, errors.Locked),
+        (None, "bob", DEAD, None),
+        (None, "bob", EXPIRED, None),
+    ],
+)
+def test_who_may_write(token: int | None, name: str, state: OwnerState, error: type[Exception] | None) -> None:
+    writer = owner(name, pid=41 if name == "ann" else 42)
+    if error is None:
+        model.authorize(run(), writer, token, state)
+    else:
+        with pytest.raises(error):
+            model.authorize(run(), writer, token, state)
+
+
+def test_only_the_holder_renews() -> None:
+    checkpoint = run(by=owner(pid=None, lease_s=60))
+    renewed = model.renew(checkpoint, owner("bob"), 1, at(30))
+    assert renewed.lease is not None
+    assert (renewed.lease.expires_at, renewed.heartbeat_at, renewed.progress_at) == (at(90), at(30), T0)
+    assert model.renew(checkpoint, owner("bob"), None, at(30)) is checkpoint
+    with pytest.raises(errors.InvalidTransition):
+        model.heartbeat(checkpoint, owner("bob"), None, at(30))
+
+
+def test_a_new_run_counts_on_from_the_tokens_of_the_runs_before() -> None:
+    raised = model.above_token(run(), 7)
+    assert raised.lease is not None
+    assert (raised.token, raised.lease.token) == (8, 8)
+
+
+# --- plans that changed ---------------------------------------------------------------------------------------------------
+
+
+def _plan(*names: str) -> list[PlanStep]:
+    return [PlanStep(name) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        (_plan("a", "b", "c"), []),
+        (_plan("a", "b"), ["step 3 'c' is gone"]),
+        (_plan("a", "b", "c", "d"), ["step 4 'd' is new"]),
+        (_plan("b", "a", "c"), ["step 2 'a' was step 1", "step 1 'b' was step 2"]),
+        ([PlanStep("a", once=True), *_plan("b", "c")], ["step 1 'a' is now marked once"]),
+        (None, ["the run began with a declared plan"]),
+    ],
+    ids=["same", "gone", "new", "order", "once", "open"],
+)
+def test_drift_is_named_step_by_step(plan: list[PlanStep] | None, words: list[str]) -> None:
+    assert model.drift(run(), plan) == words
+    assert model.drift(model.add_step(run(), "extra"), plan) == words, "added steps are not part of the declared plan"
+
+
+def test_another_plan_or_input_is_a_conflict() -> None:
+    def enter(plan: list[PlanStep]) -> Checkpoint:
+        return model.enter(run(), owner(), ALIVE, at(1), plan=plan, fingerprint="cd" * 32)
+
+    with pytest.raises(errors.Conflict, match="'d' is new"):
+        enter(_plan("a", "b", "c", "d"))
+    with pytest.raises(errors.Conflict, match="the input differs"):
+        enter(_plan("a", "b", "c"))
+
+
+def test_replan_keeps_what_is_completed() -> None:
+    checkpoint = model.complete_step(model.complete_step(run(), "a", at(1), result=1), "b", at(2))
+    checkpoint = model.fail_step(checkpoint, "c", at(3), error="e")
+    after = model.enter(checkpoint, owner(), ALIVE, at(4), plan=_plan("x", "a"), fingerprint="cd" * 32, replan=True)
+    assert [(step.name, str(step.status), step.added) for step in after.steps] == [
+        ("b", "completed", True),
+        ("x", "pending", False),
+        ("a", "completed", False),
+    ]
+    assert model.drift(after, _plan("x", "a")) == []
+
+
+def test_replan_does_not_lose_a_step_in_doubt() -> None:
+    with pytest.raises(errors.InDoubt, match="'a'"):
+        model.enter(step_in("begun"), owner("bob"), DEAD, at(4), plan=_plan("b"), fingerprint="cd" * 32, replan=True)
+
+
+# --- the run as a whole -----------------------------------------------------------------------------------------------------
+
+
+def test_completing_wants_every_step_or_a_reason() -> None:
+    checkpoint = model.skip_step(model.complete_step(run("a", "b"), "a", at(1)), "b", at(1), reason="r")
+    done = model.finish(checkpoint, Status.COMPLETED, ALIVE, at(2))
+    assert (done.status, done.lease, done.finished_at) == (Status.COMPLETED, None, at(2))
+    with pytest.raises(errors.InvalidTransition, match=r"a \(in doubt\), b \(pending\)"):
+        model.finish(step_in("doubt"), Status.COMPLETED, ALIVE, at(2))
+    assert model.finish(step_in("doubt"), Status.COMPLETED, ALIVE, at(2), reason="seen to").reason == "seen to"
+
+
+@pytest.mark.parametrize("first", [Status.COMPLETED, Status.FAILED, Status.CANCELLED])
+@pytest.mark.parametrize("second", [Status.COMPLETED, Status.FAILED, Status.CANCELLED])
+def test_the_end_is_final(first: Status, second: Status) -> None:
+    ended = model.finish(run("a"), first, ALIVE, at(1), reason="r")
+    if first is second:
+        assert model.finish(ended, second, NONE, at(2), reason="again") is ended
+    else:
+        with pytest.raises(errors.InvalidTransition):
+            model.finish(ended, second, NONE, at(2), reason="again")
+    with pytest.raises(errors.InvalidTransition):
+        model.claim(ended, owner(), NONE, at(2))
+
+
+def test_blocked_work_does_not_begin() -> None:
+    blocked = model.block(run(), "waits")
+    with pytest.raises(errors.InvalidTransition, match="waits"):
+        model.begin_step(blocked, "a", ALIVE, at(1))
+    assert model.complete_step(blocked, "a", at(1)).status is Status.BLOCKED
+    assert model.unblock(blocked, at(1)).reason is None
+
+
+def test_pinned_or_unfinished_work_is_not_deleted() -> None:
+    with pytest.raises(errors.InvalidTransition):
+        model.check_deletable(run())
+    with pytest.raises(errors.InvalidTransition, match="pinned"):
+        model.check_deletable(model.pin(model.finish(run(), Status.FAILED, ALIVE, at(1), reason="r"), True))
+
+
+# The examples of RFC 7386, appendix A, whose patch is an object.
+@pytest.mark.parametrize(
+    ("target", "patch", "result"),
+    [
+        ({"a": "b"}, {"a": "c"}, {"a": "c"}),
+        ({"a": "b"}, {"b": "c"}, {"a": "b", "b": "c"}),
+        ({"a": "b"}, {"a": None}, {}),
+        ({"a": "b", "b": "c"}, {"a": None}, {"b": "c"}),
+        ({"a": ["b"]}, {"a": "c"}, {"a": "c"}),
+        ({"a": "c"}, {"a": ["b"]}, {"a": ["b"]}),
+        ({"a": {"b": "c"}}, {"a": {"b": "d", "c": None}}, {"a": {"b": "d"}}),
+        ({"a": [{"b": "c"}]}, {"a": [1]}, {"a": [1]}),
+        ({"e": None}, {"a": 1}, {"e": None, "a": 1}),
+        ({}, {"a": {"bb": {"ccc": None}}}, {"a": {"bb": {}}}),
+    ],
+)
+def test_merge_patch(target: dict[str, Any], patch: dict[str, Any], result: dict[str, Any]) -> None:
+    assert model.merged(target, patch) == result

@@ -1,0 +1,341 @@
+"""Who runs, who is dead and who is nobody's to say, with real processes."""
+
+import errno
+import os
+import pwd
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SELFCHECK, TOOL, Workspace, lacking, need_program, need_root
+
+from checkpoint import process
+from checkpoint.process import Process
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux proves life and death (/proc)")
+OTHER_BOOT = "00000000-0000-4000-8000-000000000000"
+OTHER_HOST = "f" * 16
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    """A process of ours that does nothing for as long as a test may need it."""
+    with subprocess.Popen([need_program("sleep"), "300"]) as running:
+        yield running
+        running.kill()
+
+
+@pytest.fixture
+def alive(sleeper: subprocess.Popen[bytes]) -> Process:
+    found = process.of(sleeper.pid)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def dead(sleeper: subprocess.Popen[bytes], alive: Process) -> Process:
+    sleeper.kill()
+    sleeper.wait()
+    return alive
+
+
+@pytest.fixture
+def zombie(sleeper: subprocess.Popen[bytes], alive: Process) -> Process:
+    sleeper.kill()
+    # WNOWAIT: wait until it has ended, and leave it as the zombie that it is.
+    os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)
+    return alive
+
+
+def start_time(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+
+
+def ask(expression: str, *before: str) -> str:
+    """``expression`` in a new Python behind ``before`` (unshare, setpriv); its standard output."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from checkpoint import process; from checkpoint.process import Process"
+    )
+    argv = [*before, sys.executable, "-I", "-c", f"{code}; print({expression})"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, cwd="/", check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def another_user() -> list[str]:
+    need_root()
+    argv = [need_program("setpriv"), "--reuid=65534", "--regid=65534", "--clear-groups"]
+    if subprocess.run([*argv, sys.executable, "-c", ""], capture_output=True, cwd="/", check=False).returncode:
+        lacking("another user cannot run Python from here")
+    return argv
+
+
+# --- of -------------------------------------------------------------------------------------------------------------
+
+
+@linux
+def test_a_process_is_named_by_host_boot_namespace_pid_and_start(sleeper: subprocess.Popen[bytes]) -> None:
+    found = process.of(sleeper.pid)
+    assert found is not None
+    assert re.fullmatch("[0-9a-f]{16}", found.host)
+    assert found.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert found.pid_ns == Path("/proc/self/ns/pid").stat().st_ino
+    assert (found.pid, found.pid_started) == (sleeper.pid, start_time(sleeper.pid))
+
+
+def test_the_host_is_a_hash_and_not_the_machine_id_itself() -> None:
+    host = process.this_boot().host
+    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
+        if os.path.exists(path):
+            assert host not in Path(path).read_text()
+    assert ask("process.this_boot().host") == host
+
+
+def test_this_boot_names_no_process(alive: Process) -> None:
+    assert process.this_boot() == alive._replace(pid=None, pid_started=None)
+
+
+def test_there_is_no_process_that_is_gone(dead: Process) -> None:
+    assert dead.pid is not None
+    assert process.of(dead.pid) is None
+
+
+@linux
+def test_there_is_no_process_that_is_a_zombie(zombie: Process) -> None:
+    assert zombie.pid is not None
+    assert process.of(zombie.pid) is None
+
+
+def test_a_process_of_another_user_is_there(alive: Process) -> None:
+    assert ask(f"process.of({alive.pid}) == {alive!r}", *another_user()) == "True"
+
+
+@linux
+def test_a_program_may_be_called_anything(tmp_path: Path) -> None:
+    # The name stands in the middle of /proc/PID/stat, unescaped: this one looks like the end of it and a zombie's state.
+    program = tmp_path / "x) Z 1 (y"
+    shutil.copy(need_program("sleep"), program)
+    with subprocess.Popen([program, "300"]) as running:
+        found = process.of(running.pid)
+        assert found is not None
+        assert found.pid_started == start_time(running.pid)
+        assert process.liveness(found) == "alive"
+        running.kill()
+
+
+# --- liveness ---------------------------------------------------------------------------------------------------------
+
+
+@linux
+def test_alive(alive: Process) -> None:
+    assert process.liveness(alive) == "alive"
+
+
+@linux
+def test_a_stopped_process_lives(sleeper: subprocess.Popen[bytes], alive: Process) -> None:
+    sleeper.send_signal(signal.SIGSTOP)
+    assert process.liveness(alive) == "alive"
+
+
+@linux
+def test_dead(dead: Process) -> None:
+    assert process.liveness(dead) == "dead"
+
+
+@linux
+def test_a_zombie_is_dead(zombie: Process) -> None:
+    assert zombie.pid is not None
+    assert zombie.pid_started == start_time(zombie.pid)
+    assert process.liveness(zombie) == "dead"
+
+
+@linux
+def test_a_reused_pid_is_dead(alive: Process) -> None:
+    assert alive.pid_started is not None
+    assert process.liveness(alive._replace(pid_started=alive.pid_started - 1)) == "dead"
+    assert process.liveness(alive._replace(pid_started=alive.pid_started + 1)) == "dead"
+
+
+@linux
+def test_another_boot_of_this_host_is_dead(alive: Process) -> None:
+    assert process.liveness(alive._replace(boot_id=OTHER_BOOT)) == "dead"
+
+
+def test_a_boot_is_enough_to_be_dead_but_not_to_be_alive() -> None:
+    assert process.liveness(process.this_boot()) == "unknown"
+    if process.this_boot().boot_id is not None:
+        assert process.liveness(process.this_boot()._replace(boot_id=OTHER_BOOT)) == "dead"
+
+
+def test_nobody_is_unknown() -> None:
+    assert process.liveness(None) == "unknown"
+
+
+@linux
+def test_the_questions_are_asked_in_order(alive: Process, sleeper: subprocess.Popen[bytes]) -> None:
+    assert alive.pid_ns is not None
+    elsewhere = {"host": OTHER_HOST}
+    rebooted = {"boot_id": OTHER_BOOT}
+    contained = {"pid_ns": alive.pid_ns + 1}
+    reused = {"pid_started": 1}
+
+    def ask(*differences: dict[str, object]) -> str:
+        return process.liveness(alive._replace(**{key: value for each in differences for key, value in each.items()}))
+
+    # Another host: nothing else can be told from here, whatever else differs.
+    later = (rebooted, contained, reused)
+    for count in range(4):
+        for some in combinations(later, count):
+            assert ask(elsewhere, *some) == "unknown"
+    # Another boot: dead, and the rest does not matter.
+    for count in range(3):
+        for some in combinations((contained, reused), count):
+            assert ask(rebooted, *some) == "dead"
+    # Another pid namespace: its pids mean other processes there.
+    assert ask(contained) == ask(contained, reused) == "unknown"
+    assert ask(reused) == "dead"
+
+    sleeper.kill()
+    sleeper.wait()
+    assert ask(elsewhere) == ask(elsewhere, rebooted) == ask(contained) == "unknown"
+    assert ask() == ask(rebooted) == "dead"
+
+
+@linux
+def test_a_claim_that_leaves_out_what_would_prove_it_is_never_dead_while_the_pid_runs(alive: Process) -> None:
+    assert process.liveness(alive._replace(pid_started=None)) == "unknown"
+    assert process.liveness(alive._replace(pid_ns=None)) == "unknown"
+    assert process.liveness(alive._replace(pid=None)) == "unknown"
+    assert process.liveness(alive._replace(boot_id=None)) != "dead"
+
+
+@linux
+def test_a_process_of_another_user_lives(alive: Process) -> None:
+    assert ask(f"process.liveness({alive!r})", *another_user()) == "alive"
+
+
+@linux
+def test_in_another_pid_namespace_nobody_is_dead(alive: Process, sleeper: subprocess.Popen[bytes]) -> None:
+    need_root()
+    inside = (need_program("unshare"), "--pid", "--fork", "--mount-proc")
+    assert ask(f"process.liveness({alive!r})", *inside) == "unknown"
+    sleeper.kill()
+    sleeper.wait()
+    assert ask(f"process.liveness({alive!r})", *inside) == "unknown"
+
+
+@linux
+def test_a_process_that_is_hidden_is_unknown(alive: Process) -> None:
+    user = another_user()
+    hide = ["unshare", "--mount", "sh", "-c", 'mount -t proc -o hidepid=2 proc /proc && exec "$@"', "sh"]
+    if subprocess.run([*hide, "true"], capture_output=True, check=False).returncode:
+        lacking("/proc cannot be mounted with hidepid")
+    assert ask(f"process.liveness({alive!r})", *hide, *user) == "unknown"
+
+
+@linux
+def test_without_proc_nobody_is_dead(alive: Process, sleeper: subprocess.Popen[bytes]) -> None:
+    need_root()
+    hide = [need_program("unshare"), "--mount", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"]
+    assert ask(f"process.liveness({alive!r})", *hide) == "unknown"
+    # In that world its boot and namespace cannot be read, so neither can it be proven that it is gone.
+    sleeper.kill()
+    sleeper.wait()
+    assert ask(f"process.liveness({alive!r})", *hide) == "unknown"
+
+
+# --- owner_name -------------------------------------------------------------------------------------------------------
+
+
+def test_the_owner_is_called_user_at_host_and_pid() -> None:
+    prefix = f"{pwd.getpwuid(os.geteuid()).pw_name}@{os.uname().nodename}:"
+    assert process.owner_name(4711) == prefix + "4711"
+    assert process.owner_name(None) == prefix + str(os.getppid())
+
+
+def test_a_user_without_an_entry_is_called_by_number() -> None:
+    need_root()
+    bare = [need_program("setpriv"), "--reuid=54321", "--regid=54321", "--clear-groups"]
+    another_user()
+    assert ask("process.owner_name(7)", *bare) == f"54321@{os.uname().nodename}:7"
+
+
+def test_own_pid() -> None:
+    assert process.own_pid() == os.getpid()
+
+
+# --- standard streams ---------------------------------------------------------------------------------------------------
+
+CLOSED = [some for count in (1, 2, 3) for some in combinations((0, 1, 2), count)]
+
+
+def without(closed: tuple[int, ...], *argv: str) -> tuple[str, ...]:
+    """``argv`` started with these file descriptors closed."""
+    return ("sh", "-c", 'exec "$@" ' + " ".join(f"{fd}>&-" for fd in closed), "sh", *argv)
+
+
+@pytest.mark.parametrize("closed", CLOSED)
+def test_what_is_closed_is_filled_and_what_is_open_is_left(closed: tuple[int, ...], workspace: Workspace) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import os; from checkpoint import process\n"
+        "before = {fd: os.readlink(f'/proc/self/fd/{fd}') for fd in (0, 1, 2) if os.path.exists(f'/proc/self/fd/{fd}')}\n"
+        "process.fill_standard_streams()\n"
+        "after = {fd: os.stat(fd).st_rdev == os.stat('/dev/null').st_rdev for fd in (0, 1, 2)}\n"
+        "kept = all(os.readlink(f'/proc/self/fd/{fd}') == name for fd, name in before.items())\n"
+        "free = os.open('/', os.O_RDONLY)\n"
+        f"open('result', 'w').write(repr((kept, all(after[fd] for fd in {closed!r}), free > 2)))\n"
+    )
+    if sys.platform != "linux":
+        pytest.skip("looks into /proc/self/fd")
+    workspace.run(*without(closed, sys.executable, "-I", "-c", code))
+    assert (workspace.path / "result").read_text() == "(True, True, True)"
+
+
+@pytest.mark.parametrize("closed", CLOSED)
+def test_messages_are_never_written_into_a_store(closed: tuple[int, ...], workspace: Workspace) -> None:
+    assert workspace.tool("start", "deploy", "--steps", "build,push").code == 0
+    before = workspace.file().read_bytes()
+
+    refused = workspace.run(*without(closed, TOOL, "update", "deploy", "--complete", "no-such-step"))
+    assert refused.code == 10
+    assert workspace.file().read_bytes() == before
+
+    applied = workspace.run(*without(closed, TOOL, "update", "deploy", "--complete", "build"))
+    # 22: applied, and could not be reported.
+    assert applied.code == (22 if 1 in closed else 0)
+    assert workspace.record()["steps"][0]["status"] == "completed"
+
+    after = workspace.file().read_bytes()
+    workspace.run(*without(closed, SELFCHECK))
+    assert workspace.file().read_bytes() == after
+    assert workspace.tool("verify").code == 0
+    lock = (workspace.store / ".locks" / "deploy.lock").read_bytes()
+    assert re.fullmatch(rb"\d{20} \d{10}\n", lock)
+
+
+def test_a_result_that_cannot_be_written_raises(workspace: Workspace) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import errno, os; from checkpoint import process\n"
+        "process.fill_standard_streams()\n"
+        "try:\n    process.write_stdout(b'result')\n"
+        "except OSError as error:\n    os._exit(error.errno)\n"
+    )
+    closed = workspace.run(*without((1,), sys.executable, "-I", "-c", code))
+    assert closed.code == errno.EBADF
+    full = workspace.run("sh", "-c", 'exec "$@" > /dev/full', "sh", sys.executable, "-I", "-c", code)
+    assert full.code == errno.ENOSPC
+
+
+def test_a_message_that_nobody_can_read_does_no_harm(workspace: Workspace) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from checkpoint import process\n"
+        "process.fill_standard_streams()\nprocess.write_stderr('words')\nprocess.write_stdout(b'done')\n"
+    )
+    assert workspace.run(*without((2,), sys.executable, "-I", "-c", code)).out == "done"
+    assert workspace.run("sh", "-c", 'exec "$@" 2> /dev/full', "sh", sys.executable, "-I", "-c", code).out == "done"

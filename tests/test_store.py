@@ -1,0 +1,380 @@
+"""One contract for every backend, then what is true of files alone."""
+
+import os
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from conftest import lacking
+from records import owner, run
+
+from checkpoint import Checkpoints, errors, model
+from checkpoint.model import Checkpoint, OwnerState, Status
+from checkpoint.store import Store, open_store
+from checkpoint.store.file import FileStore
+
+
+@pytest.fixture(params=["file", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return open_store("memory:" if request.param == "memory" else tmp_path / "store")
+
+
+def keyed(name: str = "deploy-0123456789ab", **more: object) -> Checkpoint:
+    return run(id=name, idempotency_key="k", **more)
+
+
+def end(checkpoint: Checkpoint, now: datetime) -> Checkpoint:
+    return model.finish(checkpoint, Status.COMPLETED, OwnerState.ALIVE, now, reason="r")
+
+
+def finish(store: Store, name: str) -> None:
+    store.update(name, end)
+    store.archive(name)
+
+
+def test_what_is_created_is_loaded(store: Store) -> None:
+    created = store.create(run())
+    assert store.load("deploy") == created
+    assert store.load(created.run_id) == created
+    assert [entry.checkpoint for entry in store.scan()] == [created]
+
+
+def test_create_is_exclusive(store: Store) -> None:
+    store.create(run())
+    with pytest.raises(errors.AlreadyExists):
+        store.create(run())
+
+
+def test_a_finished_key_stays_taken_a_finished_workflow_does_not(store: Store) -> None:
+    store.create(keyed())
+    finish(store, keyed().id)
+    with pytest.raises(errors.AlreadyExists):
+        store.create(keyed())
+    store.create(run())
+    finish(store, "deploy")
+    store.create(run(run_id="019cab00-0000-7000-8000-000000000002"))
+
+
+def test_tokens_of_an_id_grow_over_its_runs(store: Store) -> None:
+    store.create(run())
+    stolen = store.update("deploy", lambda c, now: model.claim(c, owner("bob"), OwnerState.DEAD, now))
+    assert stolen.token == 2
+    finish(store, "deploy")
+    store.delete(stolen.run_id)
+    assert store.create(run()).token == 3
+
+
+def test_update_writes_a_revision_and_no_change_writes_none(store: Store) -> None:
+    store.create(run())
+    changed = store.update("deploy", lambda c, now: model.note(c, "hello", "ann", now))
+    assert changed.revision == 2
+    assert store.update("deploy", lambda c, now: c) == changed
+    assert store.load("deploy").revision == 2
+    assert changed.updated_at <= datetime.now(UTC)
+
+
+def test_an_update_that_raises_changes_nothing(store: Store) -> None:
+    created = store.create(run())
+    with pytest.raises(errors.Locked):
+        store.update("deploy", lambda c, now: model.claim(c, owner("bob"), OwnerState.ALIVE, now))
+    with pytest.raises(errors.Usage):
+        store.update("deploy", lambda c, now: model.merge_data(c, {"x": "y" * (5 << 20)}))
+    assert store.load("deploy") == created
+
+
+@pytest.mark.parametrize("name", ["nothing", "019cab00-0000-7000-8000-00000000ffff"])
+def test_what_is_not_there(store: Store, name: str) -> None:
+    store.create(run())
+    with pytest.raises(errors.NotFound):
+        store.load(name)
+    with pytest.raises(errors.NotFound):
+        store.update(name, lambda c, now: c)
+    store.archive(name)
+    store.delete(name)
+
+
+@pytest.mark.parametrize("name", ["../evil", "", "a/b", "A", ".hidden", "a\0", "a\n", "x" * 300])
+def test_names_that_are_none(store: Store, name: str) -> None:
+    for verb in (store.load, store.archive, store.delete, store.raw):
+        with pytest.raises(errors.Usage):
+            verb(name)
+
+
+def test_finished_runs_leave_the_unfinished_ones(store: Store) -> None:
+    store.create(run())
+    store.create(keyed())
+    finish(store, "deploy")
+    finish(store, keyed().id)
+    assert list(store.scan()) == []
+    assert {entry.name for entry in store.scan(finished=True)} == {run().run_id, keyed().id}
+    assert store.load("deploy").status is Status.COMPLETED
+    assert store.load(run().run_id).status is Status.COMPLETED
+    store.archive("deploy")
+
+
+def test_a_finished_record_that_was_not_yet_moved_is_passed_over(store: Store) -> None:
+    store.create(run())
+    store.update("deploy", end)
+    assert list(store.scan()) == []
+    assert [entry.name for entry in store.scan(finished=True)] == ["deploy"]
+
+
+def test_the_last_run_is_the_one_that_is_meant_by_the_name(store: Store) -> None:
+    for number in range(3):
+        store.create(run(run_id=f"019cab00-0000-7000-8000-00000000000{number}"))
+        finish(store, "deploy")
+    assert store.load("deploy").run_id.endswith("2")
+
+
+def test_only_finished_and_unpinned_runs_are_deleted(store: Store) -> None:
+    store.create(run())
+    with pytest.raises(errors.InvalidTransition):
+        store.delete("deploy")
+    with pytest.raises(errors.InvalidTransition):
+        store.archive("deploy")
+    finish(store, "deploy")
+    store.update("deploy", lambda c, now: model.pin(c, True))
+    with pytest.raises(errors.InvalidTransition):
+        store.delete(run().run_id)
+    store.update("deploy", lambda c, now: model.pin(c, False))
+    store.delete(run().run_id)
+    assert list(store.scan(finished=True)) == []
+
+
+def test_repair_sets_aside_and_reseals(store: Store) -> None:
+    store.create(run())
+    id, raw = store.raw("deploy")
+    assert id == "deploy"
+    kept = store.repair("deploy", lambda id, raw: model.pin(run(), True))
+    assert store.load("deploy").pinned
+    assert kept in store.leftovers()
+    store.repair("deploy", None)
+    with pytest.raises(errors.NotFound):
+        store.load("deploy")
+    assert raw
+
+
+def test_threads_lose_no_update(store: Store) -> None:
+    store.create(run(open_plan=True))
+
+    def work(number: int) -> None:
+        for count in range(10):
+            store.update("deploy", lambda c, now, name=f"s-{number}-{count}": model.add_step(c, name))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(store.load("deploy").steps) == 40
+    assert store.load("deploy").revision == 41
+
+
+# --- files ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> FileStore:
+    return FileStore(str(tmp_path / "memory" / "checkpoints"))
+
+
+@pytest.fixture
+def open_umask() -> Iterator[None]:
+    old = os.umask(0)
+    yield
+    os.umask(old)
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_everything_is_private_whatever_the_umask(files: FileStore, tmp_path: Path) -> None:
+    files.create(run())
+    files.create(keyed())
+    finish(files, "deploy")
+    finish(files, keyed().id)
+    for path in tmp_path.joinpath("memory").rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+    assert stat.S_IMODE((tmp_path / "memory").stat().st_mode) == 0o700
+
+
+def test_reading_makes_nothing(files: FileStore, tmp_path: Path) -> None:
+    with pytest.raises(errors.NotFound):
+        files.load("deploy")
+    with pytest.raises(errors.NotFound):
+        list(files.scan())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leftover_temporaries_of_this_id_go_those_of_others_stay(files: FileStore, tmp_path: Path) -> None:
+    files.create(run())
+    folder = tmp_path / "memory" / "checkpoints"
+    mine, other = folder / ".deploy.0123456789ab.tmp", folder / ".deploy-two.0123456789ab.tmp"
+    mine.write_text("x")
+    other.write_text("x")
+    assert [entry.name for entry in files.scan()] == ["deploy"]
+    FileStore(str(folder)).update("deploy", lambda c, now: model.note(c, "x", "ann", now))
+    assert (mine.exists(), other.exists()) == (False, True)
+    assert FileStore(str(folder)).leftovers() == [other.name]
+
+
+def test_a_second_store_object_sees_what_the_first_wrote(files: FileStore, tmp_path: Path) -> None:
+    files.create(run())
+    other = FileStore(str(tmp_path / "memory" / "checkpoints"))
+    other.update("deploy", lambda c, now: model.note(c, "x", "ann", now))
+    assert files.update("deploy", lambda c, now: model.note(c, "y", "ann", now)).revision == 3
+    assert [note.text for note in other.load("deploy").notes] == ["x", "y"]
+
+
+def test_a_hard_link_is_no_checkpoint(files: FileStore, tmp_path: Path) -> None:
+    files.create(run())
+    file = tmp_path / "memory" / "checkpoints" / "deploy.json"
+    os.link(file, tmp_path / "second")
+    with pytest.raises(errors.Damaged) as caught:
+        files.load("deploy")
+    assert caught.value.kind == "hard-link"
+
+
+def test_a_reader_that_opened_a_file_which_is_then_replaced_is_not_alarmed(files: FileStore) -> None:
+    files.create(run(open_plan=True))
+    stop = threading.Event()
+    failures: list[Exception] = []
+
+    def read() -> None:
+        other = FileStore(files._path)
+        while not stop.is_set():
+            try:
+                other.load("deploy")
+            except errors.CheckpointError as error:
+                failures.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    for count in range(200):
+        files.update("deploy", lambda c, now, name=f"s{count}": model.add_step(c, name))
+    stop.set()
+    thread.join()
+    assert failures == []
+
+
+def test_the_lock_is_taken_anew_when_its_file_was_removed(files: FileStore, tmp_path: Path) -> None:
+    files.create(run())
+    (tmp_path / "memory" / "checkpoints" / ".locks" / "deploy.lock").unlink()
+    assert files.update("deploy", lambda c, now: model.note(c, "x", "ann", now)).revision == 2
+
+
+@pytest.mark.parametrize("what", ["link", "folder", "pipe"])
+def test_a_planted_lock_file_is_refused(files: FileStore, tmp_path: Path, what: str) -> None:
+    files.create(run())
+    lock = tmp_path / "memory" / "checkpoints" / ".locks" / "deploy.lock"
+    lock.unlink()
+    target = tmp_path / "target"
+    if what == "link":
+        lock.symlink_to(target)
+    elif what == "folder":
+        lock.mkdir()
+    else:
+        os.mkfifo(lock)
+    with pytest.raises(errors.StoreUnavailable, match="lock file"):
+        files.update("deploy", lambda c, now: model.note(c, "x", "ann", now))
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("folder", [".locks", "done"])
+def test_a_planted_link_in_place_of_a_folder_is_refused(files: FileStore, tmp_path: Path, folder: str) -> None:
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    place = tmp_path / "memory" / "checkpoints"
+    files.create(run())
+    if folder == ".locks":
+        (place / ".locks" / "deploy.lock").unlink()
+        (place / ".locks").rmdir()
+    (place / folder).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(errors.StoreUnavailable, match="link"):
+        finish(FileStore(str(place)), "deploy")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_store_is_not_followed_through_a_link(files: FileStore, tmp_path: Path) -> None:
+    files.create(run())
+    (tmp_path / "link").symlink_to(tmp_path / "memory" / "checkpoints")
+    with pytest.raises(errors.StoreUnavailable, match="link"):
+        FileStore(str(tmp_path / "link")).load("deploy")
+
+
+def test_a_store_of_another_user_or_open_to_others_is_refused(files: FileStore, tmp_path: Path) -> None:
+    files.create(run())
+    place = tmp_path / "memory" / "checkpoints"
+    place.chmod(0o770)
+    with pytest.raises(errors.StoreUnavailable, match="others may write"):
+        FileStore(str(place)).load("deploy")
+    place.chmod(0o700)
+    if os.geteuid() != 0:
+        lacking("only root can give a folder away")
+    os.chown(place, 65534, 65534)
+    with pytest.raises(errors.StoreUnavailable, match="another user"):
+        FileStore(str(place)).load("deploy")
+
+
+def test_odd_things_in_the_store_are_one_entry_each(files: FileStore, tmp_path: Path) -> None:
+    files.create(run())
+    place = tmp_path / "memory" / "checkpoints"
+    (place / "link.json").symlink_to(place / "deploy.json")
+    (place / "folder.json").mkdir()
+    os.mkfifo(place / "pipe.json")
+    (place / "README.md").write_text("x")
+    (place / "Bad Name.json").write_text("x")
+    (place / "empty.json").touch()
+    with (place / "huge.json").open("wb") as file:
+        file.truncate(1 << 40)
+    (place / ".hidden").write_text("x")
+    found = {entry.place: entry.error.kind if isinstance(entry.error, errors.Damaged) else None for entry in files.scan()}
+    assert found == {
+        "Bad Name.json": "name",
+        "README.md": "name",
+        "deploy.json": None,
+        "empty.json": "json",
+        "folder.json": "not-a-file",
+        "huge.json": "too-large",
+        "link.json": "symlink",
+        "pipe.json": "not-a-file",
+    }
+
+
+def test_a_second_run_is_never_written_over_a_receipt(files: FileStore, tmp_path: Path) -> None:
+    files.create(keyed())
+    finish(files, keyed().id)
+    receipt = tmp_path / "memory" / "checkpoints" / "done" / f"{keyed().id}.json"
+    kept = receipt.read_bytes()
+    receipt.rename(tmp_path / "aside")
+    files.create(keyed(run_id="019cab00-0000-7000-8000-000000000009"))
+    receipt.write_bytes(kept)
+    files.update(keyed().id, end)
+    with pytest.raises(errors.Damaged, match="another run"):
+        files.archive(keyed().id)
+    assert receipt.read_bytes() == kept
+    assert files.load(keyed().id).run_id.endswith("9")
+
+
+COUNT_LISTINGS = """
+import os, sys
+from checkpoint import Checkpoints
+listed = []
+def hook(event, arguments):
+    if event in ("os.listdir", "os.scandir"):
+        listed.append(os.readlink(f"/proc/self/fd/{arguments[0]}") if isinstance(arguments[0], int) else arguments[0])
+sys.addaudithook(hook)
+runs = [Checkpoints(sys.argv[1]).start("deploy", ["a"], key=key) for key in ("old", "new")]
+Checkpoints(sys.argv[1]).start("daily", ["a"])
+print([run.created for run in runs], any("done" in str(path) for path in listed), len(listed) > 0)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc which folder a descriptor means")
+def test_starting_never_lists_what_is_finished(tmp_path: Path) -> None:
+    for key in (None, "old"):
+        Checkpoints(tmp_path).start("daily" if key is None else "deploy", ["a"], key=key).complete(force_reason="test")
+    out = subprocess.run([sys.executable, "-c", COUNT_LISTINGS, tmp_path], capture_output=True, text=True, check=True).stdout
+    assert out == "[False, True] False True\n"
