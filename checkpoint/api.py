@@ -95,6 +95,8 @@ class Finding(NamedTuple):
 
 
 class Verified(NamedTuple):
+    """What ``verify`` looked at. ``leftovers``: places of what dead processes and repairs left behind; no damage."""
+
     checked: int
     findings: tuple[Finding, ...]
     leftovers: tuple[str, ...]

@@ -45,6 +45,8 @@ DEFAULT_LEASE_S = 30 * 60
 
 
 class Status(StrEnum):
+    """Of a run. The last three are final."""
+
     IN_PROGRESS = "in_progress"
     BLOCKED = "blocked"
     COMPLETED = "completed"
@@ -56,6 +58,8 @@ UNFINISHED = frozenset({Status.IN_PROGRESS, Status.BLOCKED})
 
 
 class StepStatus(StrEnum):
+    """Of a step. "In doubt" is none of them: it is ``begun``, seen at a moment when nobody can end it."""
+
     PENDING = "pending"
     BEGUN = "begun"
     COMPLETED = "completed"
@@ -80,6 +84,8 @@ HELD = frozenset({OwnerState.ALIVE, OwnerState.UNKNOWN})
 
 
 class Note(NamedTuple):
+    """What somebody wanted the next one to know."""
+
     at: datetime
     by: str
     text: str

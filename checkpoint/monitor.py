@@ -20,6 +20,8 @@ class Severity(IntEnum):
 
 
 class Reason(StrEnum):
+    """Why there is a finding; docs/selfcheck.md tells what each means."""
+
     ABANDONED = "abandoned"
     SLOW = "slow"
     BLOCKED = "blocked"

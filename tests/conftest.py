@@ -121,3 +121,13 @@ def need_program(name: str) -> str:
 def need_root() -> None:
     if os.geteuid() != 0:
         lacking("needs root")
+
+
+def powerless() -> tuple[str, ...]:
+    """What to put before a command so that permissions count for it: root keeps its name and loses its powers.
+
+    Not another user: that one could not enter a checkout, or run a Python, that stands in root's own folder.
+    """
+    if os.geteuid() != 0:
+        return ()
+    return (need_program("setpriv"), "--bounding-set=-all", "--inh-caps=-all")

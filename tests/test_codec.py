@@ -282,7 +282,7 @@ def test_reader_and_schema_file_agree(data: st.DataObject) -> None:
     try:
         codec.decode(raw, "deploy")
     except Damaged as error:
-        assert problems or any(words in error.message for words in _SEMANTIC), error.message
+        assert problems or any(words in error.message for words in _SEMANTIC), error.message  # noqa: PT017
     else:
         assert not problems
 

@@ -8,12 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SELFCHECK, TOOL, Workspace, lacking, need_program, need_root
+from conftest import ROOT, SELFCHECK, TOOL, Workspace, lacking, need_program, need_root, powerless
 
 from checkpoint import process
 from checkpoint.process import Process
@@ -68,12 +69,18 @@ def ask(expression: str, *before: str) -> str:
     return done.stdout.strip()
 
 
-def another_user() -> list[str]:
+@pytest.fixture
+def foreign() -> Iterator[Process]:
+    """A process of another user, over whom a powerless one has no rights."""
     need_root()
-    argv = [need_program("setpriv"), "--reuid=65534", "--regid=65534", "--clear-groups"]
-    if subprocess.run([*argv, sys.executable, "-c", ""], capture_output=True, cwd="/", check=False).returncode:
-        lacking("another user cannot run Python from here")
-    return argv
+    argv = [need_program("setpriv"), "--reuid=65534", "--regid=65534", "--clear-groups", "sleep", "60"]
+    with subprocess.Popen(argv) as running:
+        while Path(f"/proc/{running.pid}/comm").read_text() != "sleep\n":
+            time.sleep(0.01)
+        found = process.of(running.pid)
+        assert found is not None
+        yield found
+        running.kill()
 
 
 # --- of -------------------------------------------------------------------------------------------------------------
@@ -112,8 +119,8 @@ def test_there_is_no_process_that_is_a_zombie(zombie: Process) -> None:
     assert process.of(zombie.pid) is None
 
 
-def test_a_process_of_another_user_is_there(alive: Process) -> None:
-    assert ask(f"process.of({alive.pid}) == {alive!r}", *another_user()) == "True"
+def test_a_process_of_another_user_is_there(foreign: Process) -> None:
+    assert ask(f"process.of({foreign.pid}) == {foreign!r}", *powerless()) == "True"
 
 
 @linux
@@ -216,8 +223,8 @@ def test_a_claim_that_leaves_out_what_would_prove_it_is_never_dead_while_the_pid
 
 
 @linux
-def test_a_process_of_another_user_lives(alive: Process) -> None:
-    assert ask(f"process.liveness({alive!r})", *another_user()) == "alive"
+def test_a_process_of_another_user_lives(foreign: Process) -> None:
+    assert ask(f"process.liveness({foreign!r})", *powerless()) == "alive"
 
 
 @linux
@@ -231,12 +238,11 @@ def test_in_another_pid_namespace_nobody_is_dead(alive: Process, sleeper: subpro
 
 
 @linux
-def test_a_process_that_is_hidden_is_unknown(alive: Process) -> None:
-    user = another_user()
+def test_a_process_that_is_hidden_is_unknown(foreign: Process) -> None:
     hide = ["unshare", "--mount", "sh", "-c", 'mount -t proc -o hidepid=2 proc /proc && exec "$@"', "sh"]
     if subprocess.run([*hide, "true"], capture_output=True, check=False).returncode:
         lacking("/proc cannot be mounted with hidepid")
-    assert ask(f"process.liveness({alive!r})", *hide, *user) == "unknown"
+    assert ask(f"process.liveness({foreign!r})", *hide, *powerless()) == "unknown"
 
 
 @linux
@@ -260,9 +266,9 @@ def test_the_owner_is_called_user_at_host_and_pid() -> None:
 
 
 def test_a_user_without_an_entry_is_called_by_number() -> None:
-    need_root()
-    bare = [need_program("setpriv"), "--reuid=54321", "--regid=54321", "--clear-groups"]
-    another_user()
+    bare = [need_program("unshare"), "--user", "--map-user=54321"]
+    if subprocess.run([*bare, "true"], capture_output=True, check=False).returncode:
+        lacking("user namespaces cannot be made here")
     assert ask("process.owner_name(7)", *bare) == f"54321@{os.uname().nodename}:7"
 
 

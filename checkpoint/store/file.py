@@ -250,8 +250,7 @@ class FileStore:
             self._locks = folder.child(".locks", make=True, durable=False)
         lock = self._wait(self._locks, id, try_lock)
         try:
-            token, _ = lock.read()
-            lock.write(token)
+            lock.write(lock.read()[0])
             if id not in self._swept:
                 folder.discard_temporaries(id)
                 self._swept.add(id)
@@ -321,10 +320,11 @@ class FileStore:
 
     def _read(self, place: Folder, file: str, id: str) -> codec.Encoded:
         raw = place.read(file)
-        if self._last is not None and self._last.raw == raw and self._last.checkpoint.id == id:
-            return self._last  # byte for byte what we checked or wrote last
-        self._last = codec.decode(raw, id)
-        return self._last
+        last = self._last
+        if last is not None and last.raw == raw and last.checkpoint.id == id:
+            return last  # byte for byte what we checked or wrote last
+        self._last = last = codec.decode(raw, id)
+        return last
 
     def _scan_folder(self, folder: Folder, prefix: str, *, finished: bool, id: str | None = None) -> Iterator[Entry]:
         for file in sorted(folder.names()):
