@@ -26,13 +26,16 @@ from checkpoint import codec, model, process
 from checkpoint._load import load
 from checkpoint.errors import (
     AlreadyExists,
+    AttemptsExhausted,
     CheckpointError,
+    Conflict,
     Damaged,
     InvalidTransition,
     Locked,
     NotFound,
     NothingToResume,
     SchemaMismatch,
+    StaleToken,
     StoreUnavailable,
     Usage,
 )
@@ -51,9 +54,10 @@ POLL_S = 0.1
 def owner(name: str | None = None, *, pid: int | None = None, lease_s: int | None = None, time_held: bool = False) -> Owner:
     """Who claims and writes.
 
-    ``pid``: the process whose life is the proof of ownership, by default this one; ``lease_s``: seconds that a claim
-    holds after the last write, on top of that or, with ``time_held``, instead (30 minutes unless given): for callers
-    that end after each call. Raises Usage when no such process runs.
+    ``pid``: the process whose life is the proof of ownership, by default this one. ``lease_s``: seconds that a claim
+    holds after the last write wherever that proof cannot be had (from another host, in a container), and with
+    ``time_held`` without any: for callers that end after each call. 30 minutes unless given; where the kernel's proof
+    will do, no limit. Raises Usage when no such process runs.
     """
     if name is not None:
         _check_text(name, "owner", 256)
@@ -62,9 +66,12 @@ def owner(name: str | None = None, *, pid: int | None = None, lease_s: int | Non
         who = process.of(process.own_pid() if pid is None else pid)
         if who is None:
             raise Usage(f"no process runs under the pid {pid}, and an owner must be running")
-    elif lease_s is None:
-        lease_s = model.DEFAULT_LEASE_S
     assert who is not None
+    if lease_s is None and not process.provable(who):
+        # Held by a process alone it would be held for ever where nobody can see that process end.
+        lease_s = model.DEFAULT_LEASE_S
+    elif lease_s is not None:
+        _check_number(lease_s, "lease")
     return Owner(
         name=name or process.owner_name(who.pid),
         host=who.host,
@@ -186,16 +193,18 @@ class Checkpoints:
             if value is not None:
                 _check_text(value, what, 256)
         for number, what in ((ttl_s, "ttl"), (stale_after_s, "stale-after"), (max_attempts, "max-attempts")):
-            if number is not None and number < 1:
-                raise Usage(f"{what} must be at least 1, is {number}")
+            if number is not None:
+                _check_number(number, what)
+        data = None if data is None else codec.copied(data)
+        data_schema = None if data_schema is None else codec.copied(data_schema)
         schema_sha256 = None
         if data_schema is not None:
             problem = load("checkpoint.validate:schema_problem")(data_schema)
             if problem is not None:
                 raise SchemaMismatch(f"the data schema is no JSON Schema: {problem}")
-            schema_sha256 = _sha256_of(data_schema)
+            schema_sha256 = codec.canonical_sha256(data_schema)
             _check_data(data_schema, data or {})
-        id = workflow if key is None else f"{workflow}-{hashlib.sha256(key.encode('utf-8', 'replace')).hexdigest()[:12]}"
+        id = workflow if key is None else f"{workflow}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
         fingerprint = _fingerprint(plan, input)
 
         def fresh(now: datetime) -> Checkpoint:
@@ -220,6 +229,12 @@ class Checkpoints:
             return self._noted(checkpoint, note, now)
 
         def reenter(checkpoint: Checkpoint, now: datetime) -> Checkpoint:
+            if (checkpoint.workflow, checkpoint.idempotency_key) != (workflow, key):
+                # A workflow that is called like another's id, or two keys with the same first 48 bits of their hash.
+                raise Conflict(
+                    f"the id {id} belongs to another run: workflow {checkpoint.workflow}, key {checkpoint.idempotency_key!r}",
+                    hint=f"checkpoint-tool show {id}",
+                )
             if not checkpoint.unfinished:
                 return checkpoint
             entered = model.enter(
@@ -253,7 +268,7 @@ class Checkpoints:
                 continue  # finished and moved, or removed, since we looked
             if checkpoint.unfinished:
                 return Workflow(self, checkpoint, token=checkpoint.token)
-            self.store.archive(id)
+            self.store.archive(id, checkpoint.run_id)
             if key is not None:
                 return Workflow(self, _receipt(checkpoint, fingerprint, plan))
 
@@ -290,7 +305,8 @@ class Checkpoints:
                 time.sleep(min(POLL_S, left))
 
     def open(self, id: str, *, token: int | None = None) -> "Workflow":
-        """A handle without a claim: writes are taken with the last ``token``, or while nobody else holds the run."""
+        """A handle without a claim: writes are taken with the last ``token``, or while nobody else holds the run, and
+        only by that run, not by one that follows it under the same id."""
         return Workflow(self, self.store.load(id), token=token)
 
     # --- look --------------------------------------------------------------------------------------------------------
@@ -362,7 +378,7 @@ class Checkpoints:
         try:
             id, old = self.store.raw(name)
         except Damaged:
-            id, old = name, b""  # a link, folder or socket: nothing to read
+            id, old = name, b""
         old_text = old.decode("utf-8", "backslashreplace")
         try:
             new_text = codec.encode(self._reseal(id, old)).raw.decode()
@@ -374,11 +390,10 @@ class Checkpoints:
                     kind=damage.kind if isinstance(damage, Damaged) else "schema",
                     hint=f"checkpoint-tool repair {name} --quarantine",
                 ) from error
+        seen = old if old or not isinstance(damage, Damaged) or damage.kind not in _NOTHING_TO_READ else None
         kept = None
-        if accept:
-            kept = self.store.repair(name, self._reseal)
-        elif quarantine:
-            kept = self.store.repair(name, None)
+        if accept or quarantine:
+            kept = self.store.repair(name, seen, self._reseal if accept else None)
         return Repair(name, damage, old_text, new_text, kept)
 
     def prune(self, *, older_than_s: int | None = None, keep: int | None = None, apply: bool = False) -> Pruned:
@@ -402,22 +417,26 @@ class Checkpoints:
             assert listed.view is not None
             checkpoint = listed.view.checkpoint
             rank = seen[checkpoint.workflow] = seen.get(checkpoint.workflow, 0) + 1
-            old = older_than_s is None or _finished_at(listed) + timedelta(seconds=older_than_s) <= now
+            old = older_than_s is None or now - _finished_at(listed) >= timedelta(seconds=older_than_s)
             if old and (keep is None or rank > keep) and not checkpoint.pinned:
                 candidates.append(listed)
-        if apply:
-            for listed in candidates:
-                assert listed.view is not None
-                # A finished run that still stands among the unfinished ones (its process died in between) goes first
-                # to where it belongs, so that the token it was issued is remembered.
-                if "/" not in listed.place:
-                    self.store.archive(listed.name)
-                self.store.delete(listed.view.checkpoint.run_id if "/" not in listed.place else listed.name)
-        return Pruned(tuple(candidates), len(finished) - len(candidates), apply)
+        removed = [*candidates]
+        for listed in candidates if apply else ():
+            assert listed.view is not None
+            checkpoint = listed.view.checkpoint
+            # One that still stands among the unfinished ones (its process died in between) goes first to where it
+            # belongs, so that the tokens it was issued are remembered.
+            self.store.archive(checkpoint.id, checkpoint.run_id)
+            try:
+                self.store.delete(_name_of(checkpoint), checkpoint.run_id)
+            except InvalidTransition:
+                removed.remove(listed)  # pinned since we looked
+        return Pruned(tuple(removed), len(finished) - len(removed), apply)
 
-    def pin(self, name: str, pinned: bool = True) -> Checkpoint:
+    def pin(self, name: str, pinned: bool = True) -> View:
         """Keep a run from ``prune``, or no longer. Anybody may: it changes nothing about the work."""
-        return self.store.update(name, lambda checkpoint, now: model.pin(checkpoint, pinned))
+        stored = self.store.update(name, lambda checkpoint, now: model.pin(checkpoint, bool(pinned)))
+        return self._view(stored, self.store.now())
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
@@ -448,7 +467,7 @@ class Checkpoints:
                 why = "held by somebody else"
             except (InvalidTransition, NotFound):
                 why = "expired or just finished"
-            except CheckpointError as error:
+            except (AttemptsExhausted, Damaged, SchemaMismatch) as error:
                 why = f"refused ({error.name})"
             passed[why] = passed.get(why, 0) + 1
         if not passed:
@@ -491,6 +510,7 @@ class Workflow:
         self._checkpoints = checkpoints
         self.checkpoint = checkpoint
         self.created = created
+        self._name = _name_of(checkpoint)
         self.token = token
         """The fencing token that every write carries; None for a handle that claimed nothing."""
 
@@ -505,7 +525,7 @@ class Workflow:
 
     @property
     def in_doubt(self) -> tuple[str, ...]:
-        """Names of the steps that began under an earlier owner and never ended."""
+        """Names of the steps that began, and never ended, under an owner who is gone or gave the lease back."""
         return self.view().in_doubt
 
     def view(self) -> View:
@@ -522,6 +542,8 @@ class Workflow:
                 _check_text(text, what)
         for text in update.notes:
             _check_text(text, "note")
+        data = None if update.data is None else codec.copied(update.data)
+        result = codec.copied(update.result)
 
         def change(checkpoint: Checkpoint, state: OwnerState, now: datetime) -> Checkpoint:
             after = checkpoint
@@ -530,7 +552,7 @@ class Workflow:
             for name in update.retry:
                 after = model.retry_step(after, name, now)
             for name in update.complete:
-                after = model.complete_step(after, name, now, result=update.result)
+                after = model.complete_step(after, name, now, result=result)
             for name in update.fail:
                 after = model.fail_step(after, name, now, error=update.error)
             for name in update.skip:
@@ -543,8 +565,8 @@ class Workflow:
                 after = model.block(after, update.block)
             for text in update.notes:
                 after = model.note(after, text, self._checkpoints.owner.name, now)
-            if update.data is not None:
-                after = model.merge_data(after, update.data)
+            if data is not None:
+                after = model.merge_data(after, data)
                 if after.data is not checkpoint.data and after.data_schema is not None:
                     _check_data(after.data_schema, after.data)
             return after
@@ -583,7 +605,8 @@ class Workflow:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if not self.checkpoint.unfinished or self.checkpoint.lease is None:
+        lease = self.checkpoint.lease
+        if not self.checkpoint.unfinished or lease is None or lease.token != self.token:
             return
         try:
             self.release()
@@ -597,12 +620,20 @@ class Workflow:
         owner, token = self._checkpoints.owner, self.token
 
         def authorized(checkpoint: Checkpoint, now: datetime) -> Checkpoint:
+            if checkpoint.run_id != self.checkpoint.run_id:
+                raise StaleToken(
+                    f"the run {self.checkpoint.run_id} of {self.id} has ended, and {checkpoint.run_id} has begun since",
+                    hint=f"checkpoint-tool show {self.checkpoint.run_id}",
+                )
             state = _state(checkpoint, now)
             model.authorize(checkpoint, owner, token, state)
             after = change(checkpoint, state, now)
-            return model.renew(after, owner, token, now) if renew and after is not checkpoint else after
+            held_by_time = checkpoint.lease is not None and checkpoint.lease.lease_s is not None
+            if renew and checkpoint.unfinished and (held_by_time or after is not checkpoint):
+                return model.renew(after, owner, token, now)
+            return after
 
-        self.checkpoint = self._checkpoints.store.update(self.checkpoint.id, authorized)
+        self.checkpoint = self._checkpoints.store.update(self._name, authorized)
         return self.checkpoint
 
     def _finish(self, status: Status, reason: str | None) -> Checkpoint:
@@ -613,7 +644,7 @@ class Workflow:
             renew=False,
         )
         try:
-            self._checkpoints.store.archive(self.checkpoint.id)
+            self._checkpoints.store.archive(self.checkpoint.id, self.checkpoint.run_id)
         except CheckpointError as error:
             raise StoreUnavailable(
                 f"{self.id} is {status}, and that is durable, but it could not be moved to the finished runs yet"
@@ -629,9 +660,11 @@ class StepRun:
 
     As a context manager: begins the step; the end of the block completes it with ``result`` (anything JSON can hold),
     an exception fails it and goes on. A step that was completed before is not begun: ask ``done`` and leave the work
-    out. A block that is interrupted (KeyboardInterrupt, SystemExit) leaves the step begun: it is in doubt.
+    out. A block that is interrupted (KeyboardInterrupt, SystemExit) leaves the step begun: in doubt as soon as the
+    lease is released or its owner dead, and never begun again by itself when it is marked ``once``.
 
-    As a decorator: the function runs at most once; called again, also after a restart, it gives the recorded result.
+    As a decorator: the function runs until it has once returned; after that, also after a restart, a call gives the
+    recorded result.
     """
 
     def __init__(self, workflow: Workflow, name: str, once: bool) -> None:
@@ -642,12 +675,15 @@ class StepRun:
         self.result: Any = None
 
     def __enter__(self) -> "StepRun":
-        checkpoint = self._workflow._checkpoints.store.load(self._workflow.id)
+        store = self._workflow._checkpoints.store
+        checkpoint = store.load(self._workflow._name)
         step = checkpoint.step(self.name)
         self.done = step is not None and step.status in model.DONE
         if self.done:
+            # "Done" is an acknowledgement: whoever wrote it may have died before it was durable.
+            store.update(self._workflow._name, lambda stored, _: stored)
             assert step is not None
-            self.result = step.result
+            self.result = codec.copied(step.result)
         else:
             self._workflow.begin(self.name, once=self._once)
         return self
@@ -659,7 +695,8 @@ class StepRun:
             self._workflow.complete_step(self.name, self.result)
             return
         try:
-            self._workflow.fail_step(self.name, f"{type(error).__name__}: {error}"[: model.TEXT_LIMIT])
+            words = f"{type(error).__name__}: {error}".encode("utf-8", "backslashreplace").decode()
+            self._workflow.fail_step(self.name, words[: model.TEXT_LIMIT])
         except CheckpointError as second:
             error.add_note(f"and the failure of step {self.name!r} could not be recorded: {second}")
 
@@ -694,7 +731,7 @@ def _receipt(checkpoint: Checkpoint, fingerprint: str, plan: Sequence[PlanStep] 
 
 
 def _plan_step(step: str | PlanStep) -> PlanStep:
-    return step if isinstance(step, PlanStep) else PlanStep(step)
+    return PlanStep(step.name, bool(step.once)) if isinstance(step, PlanStep) else PlanStep(step)
 
 
 def _fingerprint(plan: Sequence[PlanStep] | None, input: bytes | BinaryIO | None) -> str:
@@ -717,13 +754,6 @@ def _run_id(now: datetime) -> str:
     value = value & ~(0xF << 76) | 7 << 76
     value = value & ~(0b11 << 62) | 0b10 << 62
     return str(uuid.UUID(int=value))
-
-
-def _sha256_of(value: JsonObject) -> str:
-    try:
-        return codec.canonical_sha256(value)
-    except ValueError as error:
-        raise Usage(f"the data schema holds what JSON cannot write: {error}") from None
 
 
 def _check_data(schema: JsonObject, data: JsonObject) -> None:
@@ -763,6 +793,17 @@ def json_object(text: str, what: str) -> dict[str, Any]:
     return value
 
 
+def _check_number(number: int, what: str) -> None:
+    if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= _LARGEST:
+        raise Usage(f"{what} must be a whole number from 1 to {_LARGEST}, is {number!r}")
+
+
+def _name_of(checkpoint: Checkpoint) -> str:
+    """How the store finds this run and no other, as far as names can tell."""
+    by_run = not checkpoint.unfinished and checkpoint.idempotency_key is None
+    return checkpoint.run_id if by_run else checkpoint.id
+
+
 def _is_final(status: Status | None) -> bool:
     return status is not None and status not in model.UNFINISHED
 
@@ -778,6 +819,9 @@ def _finished_at(listed: Listed) -> datetime:
     return listed.view.checkpoint.finished_at or listed.view.checkpoint.updated_at
 
 
+_LARGEST = 100 * 365 * 86400
+"""100 years in seconds; also more attempts than anybody needs."""
+_NOTHING_TO_READ = frozenset({"symlink", "not-a-file", "foreign-owner", "hard-link", "too-large"})
 _VERIFY_KINDS: dict[type[CheckpointError], str] = {SchemaMismatch: NEWER, StoreUnavailable: "unreadable"}
 _LAST = datetime.fromisoformat("9999-12-31T00:00:00Z")
 

@@ -9,7 +9,6 @@ taking the newlines out of a file that we laid out gives its canonical form with
 import hashlib
 import json
 import re
-from bisect import insort
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from itertools import zip_longest
@@ -38,6 +37,8 @@ SCHEMA_SHA256 = "7bf7279d03e9be905073781931167ff2f920de29335d408259d27377ddae049
 EDITIONS = frozenset({SCHEMA_SHA256})
 """Every published edition of the schema file, this one and earlier ones: records under any of them are read."""
 
+MAX_DEPTH = 64
+
 ANCESTOR_SCHEMA = "1.0"
 
 
@@ -58,29 +59,9 @@ def encode(checkpoint: Checkpoint, previous: Encoded | None = None) -> Encoded:
 
     Raises Usage for what JSON or UTF-8 cannot hold, and for a record over 4 MiB.
     """
-    old = previous or _NOTHING
     try:
-        old_steps = old.checkpoint.steps[: len(old.steps)]
-        steps = tuple(
-            line if step is old_step else _compact(_step_record(step, sparse=True))
-            for step, old_step, line in zip_longest(checkpoint.steps, old_steps, old.steps)
-            if step is not None
-        )
-        fields = {
-            name: old.fields[name]
-            if value is old_value and name in old.fields
-            else f"{_compact(name)}:{_compact(_plain(name, value))}"
-            for name, value, old_value in zip(Checkpoint._fields, checkpoint, old.checkpoint, strict=True)
-            if name not in ("steps", "extra")
-        }
-        pieces = fields | {name: f"{_compact(name)}:{_compact(value)}" for name, value in checkpoint.extra.items()}
-        pieces["steps"] = '"steps":[\n' + ",\n".join(steps) + "\n]" if steps else '"steps":[]'
-        pieces |= _ENVELOPE_PIECES
-        in_order = sorted(pieces)
-        canonical = "{" + ",".join([pieces[name] for name in in_order]).replace("\n", "") + "}\n"
-        pieces["digest"] = f'"digest":"{_sha256(canonical.encode())}"'
-        insort(in_order, "digest")
-        raw = ("{\n" + ",\n".join([pieces[name] for name in in_order]) + "\n}\n").encode()
+        pieces, fields, steps = _pieces(checkpoint, previous or _NOTHING)
+        raw = ("{\n" + ",\n".join([pieces[name] for name in sorted(pieces)]) + "\n}\n").encode()
     except UnicodeEncodeError:
         raise Usage("a text holds characters that UTF-8 cannot write (lone surrogates)") from None
     except RecursionError:
@@ -95,13 +76,37 @@ def encode(checkpoint: Checkpoint, previous: Encoded | None = None) -> Encoded:
     return Encoded(checkpoint, raw, fields, steps)
 
 
+def _pieces(checkpoint: Checkpoint, old: Encoded) -> tuple[dict[str, str], dict[str, str], tuple[str, ...]]:
+    """The text of every top-level field with the digest among them, those that ``old`` can be reused for, the steps."""
+    old_steps = old.checkpoint.steps[: len(old.steps)]
+    steps = tuple(
+        line if step is old_step else _compact(_step_record(step, sparse=True))
+        for step, old_step, line in zip_longest(checkpoint.steps, old_steps, old.steps)
+        if step is not None
+    )
+    fields = {
+        name: old.fields[name]
+        if value is old_value and name in old.fields
+        else f"{_compact(name)}:{_compact(_plain(name, value))}"
+        for name, value, old_value in zip(Checkpoint._fields, checkpoint, old.checkpoint, strict=True)
+        if name not in ("steps", "extra")
+    }
+    pieces = fields | {name: f"{_compact(name)}:{_compact(value)}" for name, value in checkpoint.extra.items()}
+    pieces["steps"] = '"steps":[\n' + ",\n".join(steps) + "\n]" if steps else '"steps":[]'
+    pieces |= _ENVELOPE_PIECES
+    canonical = "{" + ",".join([pieces[name] for name in sorted(pieces)]).replace("\n", "") + "}\n"
+    pieces["digest"] = f'"digest":"{_sha256(canonical.encode())}"'
+    return pieces, fields, steps
+
+
 def record(checkpoint: Checkpoint) -> dict[str, Any]:
     """The record as a JSON object with every field of every step: what ``--json`` prints."""
     fields = {name: _plain(name, value) for name, value in zip(Checkpoint._fields, checkpoint, strict=True)}
     del fields["extra"]
     fields["steps"] = [_step_record(step, sparse=False) for step in checkpoint.steps]
-    stored = parse_object(encode(checkpoint).raw.decode())
-    return dict(sorted((stored | fields | dict(checkpoint.extra)).items()))
+    digest = _pieces(checkpoint, _NOTHING)[0]["digest"]
+    envelope = {"schema": SCHEMA, "schema_sha256": SCHEMA_SHA256, **json.loads("{" + digest + "}")}
+    return dict(sorted((fields | dict(checkpoint.extra) | envelope).items()))
 
 
 def document(view: View) -> dict[str, Any]:
@@ -113,6 +118,32 @@ def document(view: View) -> dict[str, Any]:
 def canonical_sha256(value: Any) -> str:
     """SHA-256 of a JSON value in canonical form. Raises ValueError for NaN, infinities and lone surrogates."""
     return _sha256((_compact(value) + "\n").encode())
+
+
+def copied(value: Any) -> Any:
+    """The value as it comes back from JSON: with text for keys, lists for tuples, and nothing shared with the caller.
+
+    Raises Usage for what JSON or UTF-8 cannot hold, and for more than 64 levels: a reader with less room on its stack
+    must be able to take what a writer has put down.
+    """
+    try:
+        text = _compact(value)
+        text.encode()
+        result = json.loads(text)
+        if _is_deeper(result, MAX_DEPTH):
+            raise RecursionError
+        return result
+    except UnicodeEncodeError:
+        raise Usage("a text holds characters that UTF-8 cannot write (lone surrogates)") from None
+    except RecursionError:
+        raise Usage(f"the data is nested more than {MAX_DEPTH} levels deep") from None
+    except (TypeError, ValueError) as error:
+        raise Usage(f"the data holds what JSON cannot write: {error}") from None
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_is_deeper(item, levels - 1) for item in below)
 
 
 def parse(text: str) -> Any:
@@ -141,6 +172,7 @@ def timestamp(moment: datetime) -> str:
 
 _encoder = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 _compact = _encoder.encode
+_DEFAULTS: dict[str, Any] = {"attempts": 0, "once": False, "added": False}
 _ENVELOPE_PIECES = {"schema": f'"schema":"{SCHEMA}"', "schema_sha256": f'"schema_sha256":"{SCHEMA_SHA256}"'}
 _KINDS = {str: "a string", int: "a number", float: "a number", bool: "a boolean", list: "an array", type(None): "null"}
 
@@ -182,40 +214,43 @@ def _step_record(step: Step, *, sparse: bool) -> dict[str, Any]:
     fields["ended_at"] = _optional_time(step.ended_at)
     if sparse:
         # A plan of 10,000 pending steps is read, hashed and written at each step: what says nothing is left out.
-        fields = {key: value for key, value in fields.items() if value or key in ("name", "status", "result")}
-        if fields["result"] is None:
-            del fields["result"]
+        fields = {key: value for key, value in fields.items() if value is not None and value is not _DEFAULTS.get(key)}
     return fields | dict(step.extra)
 
 
 # --- reading -----------------------------------------------------------------------------------------------------------
 
 
-def decode(raw: bytes, id: str, *, sealed: bool = True) -> Encoded:
-    """The record in ``raw``, which stands in the file of ``id``.
+def decode(raw: bytes, id: str, *, name: str | None = None, sealed: bool = True) -> Encoded:
+    """The record in ``raw``, which stands in the file of ``id``. ``name``: what it is called in errors, if not so.
 
     With ``sealed`` False neither digest nor schema hash is compared (``repair --accept``).
-    Raises Damaged, its kind naming what is wrong, and SchemaMismatch for a newer format.
+    Raises Damaged, its kind naming what is wrong, and SchemaMismatch for a newer format; nothing else.
     """
-    fields = _parse(raw, id)
-    schema = fields.get("schema")
-    if schema is None and "schemaVersion" in fields:
-        return Encoded(_from_ancestor(fields, id, sealed=sealed), raw)
-    if not isinstance(schema, str):
-        raise _damaged(id, "not-a-checkpoint", "it has no field 'schema'")
-    if schema != SCHEMA:
-        raise SchemaMismatch(
-            f"{id} is written in the format {schema!r}, and this version knows {SCHEMA!r}: upgrade checkpoint-tool",
-            hint="checkpoint-tool --version",
-        )
-    if sealed:
-        _check_seal(fields, raw, id)
+    name = name or id
     try:
-        checkpoint = _from_record(fields)
+        fields = _parse(raw, name)
+        schema = fields.get("schema")
+        if schema is None and "schemaVersion" in fields:
+            checkpoint = _from_ancestor(fields, name, sealed=sealed)
+        elif not isinstance(schema, str):
+            raise _damaged(name, "not-a-checkpoint", "it has no field 'schema'")
+        elif schema != SCHEMA:
+            raise SchemaMismatch(
+                f"{name} is written in the format {schema!r}, and this version knows {SCHEMA!r}: upgrade checkpoint-tool",
+                hint="checkpoint-tool --version",
+            )
+        else:
+            if sealed:
+                _check_seal(fields, raw, name)
+            checkpoint = _from_record(fields)
     except _Invalid as error:
-        raise _damaged(id, error.kind, f"{error.path}: {error.words}") from None
+        raise _damaged(name, error.kind, f"{error.path}: {error.words}") from None
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        # Whatever a file can hold, one bad one must not end the look at the others.
+        raise _damaged(name, "schema", f"{type(error).__name__}: {error}") from None
     if checkpoint.id != id:
-        raise _damaged(id, "id", f"the record inside is that of {checkpoint.id!r}")
+        raise _damaged(name, "id", f"the record inside is that of {checkpoint.id!r}")
     return Encoded(checkpoint, raw)
 
 
@@ -236,8 +271,8 @@ def _damaged(id: str, kind: str, words: str) -> Damaged:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _DuplicateKey(next(key for key in keys if keys.count(key) > 1))
+        seen: set[str] = set()
+        raise _DuplicateKey(next(key for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
     return fields
 
 
@@ -265,6 +300,11 @@ def _parse(raw: bytes, id: str) -> dict[str, Any]:
         raise _damaged(id, "json", str(error) if raw else "the file is empty") from None
     if not isinstance(value, dict):
         raise _damaged(id, "not-a-checkpoint", f"it is {_KINDS[type(value)]}, not an object")
+    if b"\\u" in raw:
+        try:
+            _compact(value).encode()
+        except UnicodeEncodeError:
+            raise _damaged(id, "encoding", "a text holds lone surrogates, which are no characters") from None
     return value
 
 
@@ -285,7 +325,7 @@ def _check_seal(fields: dict[str, Any], raw: bytes, id: str) -> None:
             computed = ""
         if computed != digest:
             raise _damaged(id, "digest", "its content does not match its digest: it was changed by hand or by the disk")
-    if fields.get("schema_sha256") not in EDITIONS:
+    if str(fields.get("schema_sha256")) not in EDITIONS:
         raise SchemaMismatch(
             f"{id} is written under another edition of {SCHEMA} (sha256 {str(fields.get('schema_sha256'))[:12]}, known:"
             f" {SCHEMA_SHA256[:12]}): upgrade checkpoint-tool",
@@ -323,7 +363,7 @@ def _flag(value: Any, path: str) -> bool:
 
 def _whole(least: int) -> _Reader:
     def read(value: Any, path: str) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 1 << 63:
             raise _Invalid(path, f"must be a whole number of at least {least}")
         return value
 
@@ -541,13 +581,7 @@ def _from_ancestor(fields: dict[str, Any], id: str, *, sealed: bool) -> Checkpoi
         }
         if fields.get("checkpointHash") not in hashes:
             raise _damaged(id, "digest", "its content does not match its checkpointHash")
-    try:
-        checkpoint = _upgraded(fields)
-    except _Invalid as error:
-        raise _damaged(id, error.kind, f"{error.path}: {error.words}") from None
-    if checkpoint.id != id:
-        raise _damaged(id, "id", f"the record inside is that of {checkpoint.id!r}")
-    return checkpoint
+    return _upgraded(fields)
 
 
 def _upgraded(fields: dict[str, Any]) -> Checkpoint:
@@ -588,11 +622,12 @@ def _upgraded(fields: dict[str, Any]) -> Checkpoint:
     texts = [item for item in notes if isinstance(item, str)] if isinstance(notes, list) else [notes] if notes else []
     agent = fields.get("agentId", fields.get("agent"))
     seed = _sha256(_compact([id, timestamp(created)]).encode())
+    milliseconds = f"{max(int(created.timestamp() * 1000), 0):012x}"[-12:]
     return Checkpoint(
         id=id,
         workflow=id,
-        # The form of a UUIDv8 (RFC 9562: custom), so that it cannot be taken for one that was given out.
-        run_id=f"{seed[:8]}-{seed[8:12]}-8{seed[13:16]}-8{seed[17:20]}-{seed[20:32]}",
+        # Sorts by time as the others do, in the form of a UUIDv8 (RFC 9562: custom), which none that we give out has.
+        run_id=f"{milliseconds[:8]}-{milliseconds[8:]}-8{seed[13:16]}-8{seed[17:20]}-{seed[20:32]}",
         fingerprint=seed,
         status=status,
         agent=_or_null(_text)(agent, "$.agentId"),

@@ -9,6 +9,7 @@ Named tuples rather than dataclasses: the self-check runs every ten minutes for 
 """
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -224,9 +225,7 @@ def owner_state(lease: Lease | None, liveness: str, now: datetime) -> OwnerState
     """``liveness``: what ``process.liveness`` says of the lease's process ("alive", "dead" or "unknown")."""
     if lease is None:
         return OwnerState.NONE
-    if liveness == "dead":
-        return OwnerState.DEAD
-    if lease.expires_at is not None and lease.expires_at <= now:
+    if liveness == "unknown" and lease.expires_at is not None and lease.expires_at <= now:
         return OwnerState.EXPIRED
     return OwnerState(liveness)
 
@@ -355,6 +354,11 @@ def above_token(checkpoint: Checkpoint, last: int) -> Checkpoint:
     """
     token = max(checkpoint.token, last + 1)
     return checkpoint._replace(token=token, lease=checkpoint.lease and checkpoint.lease._replace(token=token))
+
+
+def resealed(checkpoint: Checkpoint, last: int) -> Checkpoint:
+    """A record that was taken in as a person left it: held by nobody, and no token of it valid that was overtaken."""
+    return checkpoint._replace(lease=None, token=max(checkpoint.token, last))
 
 
 def claim(
@@ -495,7 +499,7 @@ def authorize(checkpoint: Checkpoint, owner: Owner, token: int | None, state: Ow
 def renew(checkpoint: Checkpoint, owner: Owner, token: int | None, now: datetime) -> Checkpoint:
     """A write by the lease's holder is a sign of life: the heartbeat moves, and a lease held by time begins anew."""
     lease = checkpoint.lease
-    if lease is None or not (token == lease.token or (token is None and _is_holder(lease, owner))):
+    if lease is None or not _writes_as_holder(checkpoint, owner, token):
         return checkpoint
     return checkpoint._replace(lease=_extended(lease, now), heartbeat_at=now)
 
@@ -503,13 +507,12 @@ def renew(checkpoint: Checkpoint, owner: Owner, token: int | None, now: datetime
 def heartbeat(checkpoint: Checkpoint, owner: Owner, token: int | None, now: datetime) -> Checkpoint:
     """Say "alive" without progress. Raises InvalidTransition when the writer holds no lease."""
     _refuse_finished(checkpoint)
-    renewed = renew(checkpoint, owner, token, now)
-    if renewed is checkpoint:
+    if not _writes_as_holder(checkpoint, owner, token):
         raise InvalidTransition(
             f"{checkpoint.id} is not yours to keep alive: nobody holds it",
             hint=f"checkpoint-tool resume {checkpoint.id}",
         )
-    return renewed
+    return renew(checkpoint, owner, token, now)
 
 
 def release(checkpoint: Checkpoint) -> Checkpoint:
@@ -551,14 +554,16 @@ def begin_step(checkpoint: Checkpoint, name: str, state: OwnerState, now: dateti
             hint=f"checkpoint-tool update {checkpoint.id} --unblock",
         )
     if step.status is StepStatus.BEGUN:
-        if not _is_in_doubt(checkpoint, step, state):
-            return checkpoint
-        if step.once or once:
+        doubtful = _is_in_doubt(checkpoint, step, state)
+        if step.once or (once and doubtful):
+            # Also under the same token: a session that died inside comes back under its old name and token.
             raise InDoubt(
                 f"step {name!r} of {checkpoint.id} began at {clock(step.begun_at) if step.begun_at else 'some time'} and"
                 " nobody knows whether it ended; it may not be repeated blindly: look, then say --complete or --retry",
-                hint=f"checkpoint-tool update {checkpoint.id} --complete {name}",
+                hint=f"checkpoint-tool update {checkpoint.id} --complete {shlex.quote(name)}",
             )
+        if not doubtful:
+            return checkpoint
     begun = step._replace(
         status=StepStatus.BEGUN,
         attempts=step.attempts + 1,
@@ -582,7 +587,7 @@ def complete_step(checkpoint: Checkpoint, name: str, now: datetime, *, result: A
     if step.status is StepStatus.SKIPPED:
         raise InvalidTransition(
             f"step {name!r} of {checkpoint.id} was skipped; take that back first",
-            hint=f"checkpoint-tool update {checkpoint.id} --retry {name}",
+            hint=f"checkpoint-tool update {checkpoint.id} --retry {shlex.quote(name)}",
         )
     ended = step._replace(status=StepStatus.COMPLETED, attempts=step.attempts or 1, ended_at=now, result=result, error=None)
     return _moved(checkpoint, ended, now)
@@ -727,6 +732,13 @@ def _is_holder(lease: Lease, owner: Owner) -> bool:
     return (lease.pid, lease.pid_started, lease.pid_ns) == (owner.pid, owner.pid_started, owner.pid_ns)
 
 
+def _writes_as_holder(checkpoint: Checkpoint, owner: Owner, token: int | None) -> bool:
+    lease = checkpoint.lease
+    if lease is None:
+        return False
+    return _is_holder(lease, owner) if token is None else token == lease.token
+
+
 def _lease(owner: Owner, token: int, now: datetime) -> Lease:
     lease = Lease(
         owner=owner.name,
@@ -768,21 +780,24 @@ def _replanned(checkpoint: Checkpoint, plan: Sequence[PlanStep] | None, fingerpr
         if step.status is StepStatus.BEGUN:
             raise InDoubt(
                 f"step {step.name!r} of {checkpoint.id} began, has not ended, and is not in the new plan: settle it first",
-                hint=f"checkpoint-tool update {checkpoint.id} --complete {step.name}",
+                hint=f"checkpoint-tool update {checkpoint.id} --complete {shlex.quote(step.name)}",
             )
         if step.status in DONE or plan is None:
             kept_outside.append(step._replace(added=plan is not None))
     old = {step.name: step for step in checkpoint.steps}
     steps = (
         *kept_outside,
-        *(
-            old[step.name]._replace(once=step.once, added=False) if step.name in old else Step(step.name, once=step.once)
-            for step in wanted
-        ),
+        *(_kept(old[step.name], step) if step.name in old else Step(step.name, once=step.once) for step in wanted),
     )
     if steps == checkpoint.steps and fingerprint == checkpoint.fingerprint:
         return checkpoint
     return checkpoint._replace(steps=steps, open_plan=plan is None, fingerprint=fingerprint, progress_at=now)
+
+
+def _kept(step: Step, wanted: PlanStep) -> Step:
+    # While it may have taken effect, no new plan makes it repeatable.
+    once = wanted.once or (step.once and step.status is StepStatus.BEGUN)
+    return step._replace(once=once, added=False)
 
 
 def _step(checkpoint: Checkpoint, name: str) -> Step:

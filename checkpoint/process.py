@@ -70,8 +70,8 @@ def liveness(process: Identity | None) -> Liveness:
     if process.host != _host():
         return "unknown"
     if process.boot_id != _boot_id():
-        # One of the two unknown proves nothing; two that are known and differ are two boots.
-        return "unknown" if None in (process.boot_id, _boot_id()) else "dead"
+        # One of the two unknown proves nothing, nor do two machines that only bear the same name; else it is two boots.
+        return "unknown" if None in (process.boot_id, _boot_id()) or not _machine_id() else "dead"
     if process.pid is None or not 0 < process.pid < 1 << 31 or process.pid_ns != _pid_namespace():
         return "unknown"
     if _gone(process.pid):
@@ -90,7 +90,17 @@ def owner_name(pid: int | None) -> str:
         user = pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         user = str(os.geteuid())
-    return f"{user}@{os.uname().nodename}:{os.getppid() if pid is None else pid}"
+    name = f"{user}@{os.uname().nodename}:{os.getppid() if pid is None else pid}"
+    # In containers of one host the same small pids stand for different processes, often under one host name.
+    return name if _pid_namespace() in (None, _FIRST_NAMESPACE) else f"{name}@{_pid_namespace()}"
+
+
+def provable(process: Process) -> bool:
+    """Whether its death will be provable, now and after a restart of whatever it runs in.
+
+    Not in a container: the next one has another pid namespace, and cannot tell that this one is gone.
+    """
+    return None not in (process.boot_id, process.pid_started) and process.pid_ns == _FIRST_NAMESPACE
 
 
 def own_pid() -> int:
@@ -148,14 +158,18 @@ def _stat(pid: int) -> tuple[bool, int | None]:
     return fields[0] in "ZXx" and int(fields[17]) <= 1, int(fields[19])
 
 
+_FIRST_NAMESPACE = 0xEFFFFFFC
+"""Inode of the pid namespace that the kernel boots with (PROC_PID_INIT_INO in linux/proc_ns.h)."""
+
+
+@functools.cache
+def _machine_id() -> str:
+    return next((text for text in map(_read, _MACHINE_ID_FILES) if text), "")
+
+
 @functools.cache
 def _host() -> str:
-    for path in _MACHINE_ID_FILES:
-        machine = _read(path)
-        if machine:
-            break
-    else:
-        machine = os.uname().nodename
+    machine = _machine_id() or os.uname().nodename
     # machine-id(5) asks that the id itself is not handed around, only a hash keyed by the application.
     return hashlib.sha256(b"checkpoint-tool\0" + machine.encode()).hexdigest()[:16]
 

@@ -57,10 +57,10 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
             _say(f"{PROGRAM}: {words}")
             report = monitor.unlogged(report, options.log, words)
     severity = report.severity
-    if options.json:
-        lines = [text.to_json(_document(report))]
-    elif options.quiet and severity is Severity.OK:
+    if options.quiet and severity is Severity.OK:
         lines = []
+    elif options.json:
+        lines = [text.to_json(_document(report))]
     else:
         lines = [text.check_line(report), *(text.finding_line(finding) for finding in report.findings)]
     try:
@@ -123,6 +123,8 @@ def _seconds(value: str) -> int:
 
 def _stores(options: argparse.Namespace, environ: Mapping[str, str]) -> list[str]:
     stores = [store_path(store, environ) for store in options.store or ()]
+    if "" in (options.root or ()):
+        raise Usage("--root is empty: name a folder")
     return find_stores(stores, options.root or ()) or [store_path(None, environ)]
 
 

@@ -28,11 +28,12 @@ def data_problems(schema: Mapping[str, Any], data: Mapping[str, Any]) -> list[st
 
 def schema_problem(schema: Mapping[str, Any]) -> str | None:
     """Why ``schema`` is no JSON Schema, or None."""
-    kind = jsonschema.validators.validator_for(schema, default=_DEFAULT)
     try:
-        kind.check_schema(dict(schema))
+        jsonschema.validators.validator_for(schema, default=_DEFAULT).check_schema(dict(schema))
     except jsonschema.SchemaError as error:
         return f"{error.json_path}: {error.message}"
+    except (TypeError, RecursionError) as error:
+        return str(error)  # "$schema" is no text, or it goes round in circles
     return None
 
 
@@ -48,4 +49,7 @@ def _problems(validator: Any, instance: Any) -> list[str]:
     except (Unresolvable, RecursionError, re.error) as error:
         # A reference to nowhere, one that goes round in circles, a pattern that is none: such a schema admits nothing.
         return [f"the schema itself cannot be used: {error}"]
-    return [f"{error.json_path}: {error.message}" for error in found]
+    # Cut short: the message repeats the offending value, however large.
+    return [
+        f"{error.json_path}: {error.message if len(error.message) <= 300 else error.message[:297] + '...'}" for error in found
+    ]

@@ -253,6 +253,112 @@ def test_run_ids_sort_by_time(store: Path) -> None:
     assert abs(int(runs[0].replace("-", "")[:12], 16) / 1000 - before.timestamp()) < 5
 
 
+def test_a_name_that_means_another_run_by_now_is_not_written_to(store: Path) -> None:
+    first = Checkpoints(store).start("deploy", ["a"])
+    looked = Checkpoints(store).open("deploy")
+    first.complete(force_reason="test")
+    second = Checkpoints(store).start("deploy", ["a"])
+    second.release()
+    for late in (looked, first):
+        with pytest.raises(errors.StaleToken, match="has ended"):
+            late.begin("a")
+    by_run = Checkpoints(store).open(first.checkpoint.run_id)
+    by_run.complete()
+    assert Checkpoints(store).show("deploy").checkpoint.unfinished
+    assert Checkpoints(store).show("deploy").checkpoint.run_id == second.checkpoint.run_id
+
+
+def test_what_the_caller_changes_later_is_not_what_is_recorded(store: Path) -> None:
+    run = Checkpoints(store).start("deploy", ["a"])
+    files = ["one"]
+    run.update(Update(data={"files": files}))
+    files.append("two")
+    run.update(Update(data={"files": files}))
+    assert Checkpoints(store).show("deploy").checkpoint.data == {"files": ["one", "two"]}
+    with run.step("a") as step:
+        step.result = result = [1]
+    result.append(2)
+    with run.step("a") as step:
+        assert step.result == [1]
+        step.result.append(3)
+    with run.step("a") as step:
+        assert step.result == [1]
+
+
+def test_a_step_marked_once_that_was_interrupted_does_not_run_again(store: Path) -> None:
+    run = Checkpoints(store).start("deploy", ["pay"])
+    with pytest.raises(KeyboardInterrupt), run.step("pay", once=True):
+        raise KeyboardInterrupt
+    with pytest.raises(errors.InDoubt), run.step("pay", once=True):
+        raise AssertionError("paid twice")
+
+
+def test_looking_is_not_releasing(store: Path) -> None:
+    run = Checkpoints(store).start("deploy", ["a"])
+    with Checkpoints(store, owner=checkpoint.owner("other")).open("deploy"):
+        pass
+    assert Checkpoints(store).show("deploy").checkpoint.lease == run.checkpoint.lease
+
+
+def test_a_failure_that_is_no_text_is_recorded(store: Path) -> None:
+    with pytest.raises(OSError, match="no file"), Checkpoints(store).start("deploy", ["a"]) as run, run.step("a"):
+        raise OSError("no file \udcff")
+    assert Checkpoints(store).show("deploy").checkpoint.steps[0].error == "OSError: no file \\udcff"
+
+
+@pytest.mark.parametrize("what", ["ttl_s", "stale_after_s", "max_attempts"])
+@pytest.mark.parametrize("number", [0, -1, 1.5, True, 10**12])
+def test_what_could_not_be_read_back_is_not_written(store: Path, what: str, number: object) -> None:
+    with pytest.raises(errors.Usage, match="whole number"):
+        Checkpoints(store).start("deploy", ["a"], **{what: number})
+    with pytest.raises(errors.Usage, match="whole number"):
+        checkpoint.owner("x", lease_s=number)  # type: ignore[arg-type]
+    assert not store.exists()
+
+
+def test_data_too_deep_to_be_read_back_is_refused(store: Path) -> None:
+    deep: dict[str, object] = {}
+    for _ in range(100):
+        deep = {"x": deep}
+    with pytest.raises(errors.Usage, match="64 levels"):
+        Checkpoints(store).start("deploy", ["a"], data=deep)
+
+
+def test_an_id_that_two_could_have_belongs_to_the_first(store: Path) -> None:
+    first = Checkpoints(store).start("deploy", ["a"], key="k")
+    first.complete(force_reason="test")
+    Checkpoints(store).start(first.id, ["a"])
+    with pytest.raises(errors.Conflict, match="another run"):
+        Checkpoints(store).start("deploy", ["a"], key="k")
+
+
+def test_a_repair_never_takes_away_what_was_mended_meanwhile(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Checkpoints(store).start("deploy", ["a"])
+    (store / "deploy.json").write_text("{")
+    late = Checkpoints(store)
+    # Between the look of one operator and his word another one repairs and starts anew.
+    look = late.store.raw
+
+    def raw(name: str) -> tuple[str, bytes]:
+        found = look(name)
+        Checkpoints(store).repair("deploy", quarantine=True)
+        Checkpoints(store).start("deploy", ["a"]).complete_step("a")
+        return found
+
+    monkeypatch.setattr(late.store, "raw", raw)
+    with pytest.raises(errors.Conflict, match="no longer"):
+        late.repair("deploy", quarantine=True)
+    assert Checkpoints(store).show("deploy").checkpoint.steps[0].status == "completed"
+
+
+def test_a_store_that_fails_is_not_nothing_to_resume(store: Path) -> None:
+    Checkpoints(store).start("deploy", ["a"]).release()
+    (store / ".locks" / "deploy.lock").unlink()
+    (store / ".locks" / "deploy.lock").mkdir()
+    with pytest.raises(errors.StoreUnavailable):
+        Checkpoints(store).resume()
+
+
 def test_every_public_name_is_there() -> None:
     for name in checkpoint.__all__:
         assert getattr(checkpoint, name)

@@ -132,6 +132,8 @@ def test_dates_with_another_zone_and_microseconds_keep_their_moment() -> None:
         (b'{"schema": "checkpoint/v1", "schema": "checkpoint/v1"}', "duplicate-key"),
         (b'{"schema": "checkpoint/v1"}', "digest"),
         (b"\x00" * 4096, "json"),
+        (b'{"schema": "checkpoint/v1", "digest": "\\ud800"}', "encoding"),
+        (b'{"schemaVersion": "1.0", "workflowId": "x", "checkpointHash": []}', "schema"),
     ],
     ids=str,
 )
@@ -351,6 +353,31 @@ def test_an_ancestors_file_that_breaks_its_rules(more: dict[str, Any], kind: str
 def test_another_ancestor_version_is_refused() -> None:
     with pytest.raises(SchemaMismatch):
         codec.decode(ancestor(schemaVersion="0.9"), "deploy")
+
+
+def test_the_run_of_an_ancestor_sorts_before_those_that_follow() -> None:
+    read = codec.decode(ancestor(), "deploy").checkpoint
+    assert int(read.run_id.replace("-", "")[:12], 16) == int(read.created_at.timestamp() * 1000)
+
+
+def test_a_duplicate_key_among_very_many_is_found_at_once() -> None:
+    raw = ("{" + ",".join(f'"k{number}":0' for number in range(100_000)) + ',"k0":0}').encode()
+    with pytest.raises(Damaged, match="'k0'"):
+        codec.decode(raw, "deploy")
+
+
+@pytest.mark.parametrize("step", [{"exit_code": 0}, {"error": ""}, {"result": False}, {"result": 0}, {"token": 0}])
+def test_what_is_empty_but_said_is_kept(step: dict[str, Any]) -> None:
+    checkpoint = run("a")
+    checkpoint = checkpoint._replace(steps=(checkpoint.steps[0]._replace(**step),))
+    assert codec.decode(codec.encode(checkpoint).raw, "deploy").checkpoint == checkpoint
+
+
+def test_values_are_taken_as_they_will_come_back() -> None:
+    given = {2: (1, 2), 10: [{"y": None}]}
+    copy = codec.copied(given)
+    assert copy == {"2": [1, 2], "10": [{"y": None}]}
+    assert copy["10"] is not given[10]
 
 
 def test_a_note_may_hold_anything_that_json_can() -> None:

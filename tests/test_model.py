@@ -112,6 +112,8 @@ def test_a_step_marked_once_is_never_begun_again_blindly() -> None:
     with pytest.raises(errors.InDoubt, match="repeated blindly"):
         CHANGES["begin"](doubt)
     assert CHANGES["begin"](CHANGES["retry"](doubt)).steps[0].status is StepStatus.BEGUN
+    with pytest.raises(errors.InDoubt):  # also under the token it began with: its session may have died inside
+        CHANGES["begin"](step_in("begun", once=True))
     with pytest.raises(errors.InDoubt):  # also when only the one who comes back says that it is so
         model.begin_step(step_in("doubt"), "a", ALIVE, at(3), once=True)
 
@@ -231,6 +233,20 @@ def test_who_may_write(token: int | None, name: str, state: OwnerState, error: t
     else:
         with pytest.raises(error):
             model.authorize(run(), writer, token, state)
+
+
+def test_time_runs_out_only_where_life_cannot_be_seen() -> None:
+    lease = run(by=owner(lease_s=60)).lease
+    assert model.owner_state(lease, "alive", at(90)) is ALIVE
+    assert model.owner_state(lease, "unknown", at(90)) is EXPIRED
+    assert model.owner_state(lease, "unknown", at(30)) is UNKNOWN
+    assert model.owner_state(lease, "dead", at(30)) is DEAD
+
+
+def test_replan_does_not_make_a_step_in_doubt_repeatable() -> None:
+    doubt = step_in("begun", once=True)
+    after = model.enter(doubt, owner("bob"), DEAD, at(4), plan=_plan("a", "b"), fingerprint="cd" * 32, replan=True)
+    assert after.steps[0].once
 
 
 def test_only_the_holder_renews() -> None:

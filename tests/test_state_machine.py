@@ -171,7 +171,7 @@ class Owners(RuleBasedStateMachine):
         done = self.store.update("deploy", lambda c, _now: model.finish(c, status, self.state(c), self.now, reason="r"))
         assert self.store.update("deploy", lambda c, _now: model.finish(c, status, self.state(c), self.now)) == done
         if moved:
-            self.store.archive("deploy")
+            self.store.archive("deploy", self.store.load("deploy").run_id)
 
     @rule(name=st.sampled_from(["ann", "bob"]))
     def die(self, name: str) -> None:
@@ -186,7 +186,7 @@ class Owners(RuleBasedStateMachine):
     @rule()
     def archive(self) -> None:
         if self.runs and not self.unfinished():
-            self.store.archive("deploy")
+            self.store.archive("deploy", self.store.load("deploy").run_id)
 
     # --- what must hold -------------------------------------------------------------------------------------------------
 

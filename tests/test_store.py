@@ -1,17 +1,19 @@
 """One contract for every backend, then what is true of files alone."""
 
 import os
+import signal
 import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from conftest import lacking
-from records import owner, run
+from records import RUN_ID, owner, run
 
 from checkpoint import Checkpoints, errors, model
 from checkpoint.model import Checkpoint, OwnerState, Status
@@ -33,8 +35,7 @@ def end(checkpoint: Checkpoint, now: datetime) -> Checkpoint:
 
 
 def finish(store: Store, name: str) -> None:
-    store.update(name, end)
-    store.archive(name)
+    store.archive(name, store.update(name, end).run_id)
 
 
 def test_what_is_created_is_loaded(store: Store) -> None:
@@ -65,7 +66,7 @@ def test_tokens_of_an_id_grow_over_its_runs(store: Store) -> None:
     stolen = store.update("deploy", lambda c, now: model.claim(c, owner("bob"), OwnerState.DEAD, now))
     assert stolen.token == 2
     finish(store, "deploy")
-    store.delete(stolen.run_id)
+    store.delete(stolen.run_id, stolen.run_id)
     assert store.create(run()).token == 3
 
 
@@ -94,15 +95,18 @@ def test_what_is_not_there(store: Store, name: str) -> None:
         store.load(name)
     with pytest.raises(errors.NotFound):
         store.update(name, lambda c, now: c)
-    store.archive(name)
-    store.delete(name)
+    store.archive(name, RUN_ID)
+    store.delete(name, RUN_ID)
 
 
 @pytest.mark.parametrize("name", ["../evil", "", "a/b", "A", ".hidden", "a\0", "a\n", "x" * 300])
 def test_names_that_are_none(store: Store, name: str) -> None:
-    for verb in (store.load, store.archive, store.delete, store.raw):
+    for verb in (store.load, store.raw):
         with pytest.raises(errors.Usage):
             verb(name)
+    for ending in (store.archive, store.delete):
+        with pytest.raises(errors.Usage):
+            ending(name, RUN_ID)
 
 
 def test_finished_runs_leave_the_unfinished_ones(store: Store) -> None:
@@ -114,7 +118,7 @@ def test_finished_runs_leave_the_unfinished_ones(store: Store) -> None:
     assert {entry.name for entry in store.scan(finished=True)} == {run().run_id, keyed().id}
     assert store.load("deploy").status is Status.COMPLETED
     assert store.load(run().run_id).status is Status.COMPLETED
-    store.archive("deploy")
+    store.archive("deploy", RUN_ID)
 
 
 def test_a_finished_record_that_was_not_yet_moved_is_passed_over(store: Store) -> None:
@@ -134,29 +138,44 @@ def test_the_last_run_is_the_one_that_is_meant_by_the_name(store: Store) -> None
 def test_only_finished_and_unpinned_runs_are_deleted(store: Store) -> None:
     store.create(run())
     with pytest.raises(errors.InvalidTransition):
-        store.delete("deploy")
+        store.delete("deploy", RUN_ID)
     with pytest.raises(errors.InvalidTransition):
-        store.archive("deploy")
+        store.archive("deploy", RUN_ID)
     finish(store, "deploy")
     store.update("deploy", lambda c, now: model.pin(c, True))
     with pytest.raises(errors.InvalidTransition):
-        store.delete(run().run_id)
+        store.delete(RUN_ID, RUN_ID)
     store.update("deploy", lambda c, now: model.pin(c, False))
-    store.delete(run().run_id)
+    store.delete(RUN_ID, RUN_ID)
     assert list(store.scan(finished=True)) == []
+
+
+def test_what_another_run_stands_for_is_left_alone(store: Store) -> None:
+    store.create(run())
+    finish(store, "deploy")
+    store.create(run(run_id="019cab00-0000-7000-8000-000000000002"))
+    store.archive("deploy", RUN_ID)
+    store.delete("deploy", RUN_ID)
+    assert store.load("deploy").unfinished
+    assert store.load(RUN_ID).status is Status.COMPLETED
 
 
 def test_repair_sets_aside_and_reseals(store: Store) -> None:
     store.create(run())
+    stolen = store.update("deploy", lambda c, now: model.claim(c, owner("bob"), OwnerState.DEAD, now))
     id, raw = store.raw("deploy")
     assert id == "deploy"
-    kept = store.repair("deploy", lambda id, raw: model.pin(run(), True))
-    assert store.load("deploy").pinned
+    kept = store.repair("deploy", raw, lambda id, raw: model.pin(run(), True))
+    mended = store.load("deploy")
+    assert mended.pinned
+    assert (mended.token, mended.lease) == (stolen.token, None), "a token that was overtaken came to life again"
     assert kept in store.leftovers()
-    store.repair("deploy", None)
+    with pytest.raises(errors.Conflict):
+        store.repair("deploy", raw, None)
+    store.repair("deploy", store.raw("deploy")[1], None)
     with pytest.raises(errors.NotFound):
         store.load("deploy")
-    assert raw
+    assert store.create(run()).token == stolen.token + 1
 
 
 def test_threads_lose_no_update(store: Store) -> None:
@@ -353,9 +372,88 @@ def test_a_second_run_is_never_written_over_a_receipt(files: FileStore, tmp_path
     receipt.write_bytes(kept)
     files.update(keyed().id, end)
     with pytest.raises(errors.Damaged, match="another run"):
-        files.archive(keyed().id)
+        files.archive(keyed().id, "019cab00-0000-7000-8000-000000000009")
     assert receipt.read_bytes() == kept
     assert files.load(keyed().id).run_id.endswith("9")
+
+
+@pytest.mark.parametrize("what", ["link", "file"])
+def test_what_stands_in_place_of_the_finished_runs_is_never_taken_for_nothing(
+    files: FileStore, tmp_path: Path, what: str
+) -> None:
+    files.create(keyed())
+    finish(files, keyed().id)
+    done = tmp_path / "memory" / "checkpoints" / "done"
+    done.rename(tmp_path / "elsewhere")
+    done.symlink_to(tmp_path / "elsewhere") if what == "link" else done.touch()
+    with pytest.raises(errors.StoreUnavailable, match="no folder of ours"):
+        FileStore(files._path).create(keyed())
+    with pytest.raises(errors.StoreUnavailable, match="no folder of ours"):
+        list(FileStore(files._path).scan(finished=True))
+
+
+def test_a_run_that_stands_in_both_places_is_listed_once(files: FileStore, tmp_path: Path) -> None:
+    files.create(run())
+    files.update("deploy", end)
+    place = tmp_path / "memory" / "checkpoints"
+    before = (place / "deploy.json").read_bytes()
+    files.archive("deploy", RUN_ID)
+    (place / "deploy.json").write_bytes(before)
+    assert [entry.place for entry in FileStore(str(place)).scan(finished=True)] == [f"done/deploy/{RUN_ID}.json"]
+
+
+def test_a_damaged_copy_below_done_gives_way_to_the_whole_one(files: FileStore, tmp_path: Path) -> None:
+    files.create(run())
+    files.update("deploy", end)
+    place = tmp_path / "memory" / "checkpoints"
+    (place / "done" / "deploy").mkdir(parents=True, mode=0o700)
+    (place / "done").chmod(0o700)
+    (place / "done" / "deploy" / f"{RUN_ID}.json").write_text("{")
+    files.archive("deploy", RUN_ID)
+    assert files.load("deploy").status is Status.COMPLETED
+    assert len(files.leftovers()) == 1
+
+
+def test_one_bad_folder_of_the_history_hides_no_other(files: FileStore, tmp_path: Path) -> None:
+    files.create(run())
+    finish(files, "deploy")
+    other = tmp_path / "memory" / "checkpoints" / "done" / "other"
+    other.mkdir()
+    other.chmod(0o770)
+    entries = list(files.scan(finished=True))
+    assert [(entry.name, type(entry.error)) for entry in entries] == [
+        (RUN_ID, type(None)),
+        ("other", errors.StoreUnavailable),
+    ]
+
+
+def test_a_child_that_was_forked_meanwhile_does_not_keep_the_lock(files: FileStore) -> None:
+    files.create(run())
+    children: list[int] = []
+
+    def fork(checkpoint: Checkpoint, now: datetime) -> Checkpoint:
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(30)
+            os._exit(0)
+        children.append(pid)
+        return model.note(checkpoint, "x", "ann", now)
+
+    try:
+        files.update("deploy", fork)
+        began = time.monotonic()
+        FileStore(files._path).update("deploy", lambda c, now: model.note(c, "y", "ann", now))
+        assert time.monotonic() - began < 5
+    finally:
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def test_what_cannot_be_written_leaves_no_store_behind(tmp_path: Path) -> None:
+    with pytest.raises(errors.Usage):
+        FileStore(str(tmp_path / "store")).create(run(data={"x": "y" * (5 << 20)}))
+    assert list(tmp_path.iterdir()) == []
 
 
 COUNT_LISTINGS = """

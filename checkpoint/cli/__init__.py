@@ -4,6 +4,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Sequence
+from itertools import takewhile
 from os import environ
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from typer.core import TyperGroup
 
 from checkpoint import __version__, process
 from checkpoint._load import load
+from checkpoint.cli.options import emit
 from checkpoint.errors import CheckpointError
 from checkpoint.render.text import escape, to_json
 
@@ -85,10 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     process.fill_standard_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    if options[:1] == ["--version"]:
-        process.write_stdout(f"{PROGRAM} {__version__}\n".encode())
-        return 0
     try:
+        if "--version" in takewhile(lambda argument: argument.startswith("-"), options):
+            emit(f"{PROGRAM} {__version__}\n", changed=False)
+            return 0
         status = app(args=arguments, prog_name=PROGRAM, standalone_mode=False)
         return status if isinstance(status, int) else 0
     except NoArgsIsHelpError as error:

@@ -8,7 +8,7 @@ from checkpoint._load import load
 from checkpoint.api import NEWER, Listed, Repair
 from checkpoint.cli.options import Id, Json, Store, emit, emit_view, open_checkpoints, say, seconds
 from checkpoint.errors import Damaged, SchemaMismatch, Usage
-from checkpoint.model import RECORD_LIMIT
+from checkpoint.model import RECORD_LIMIT, clock
 from checkpoint.render import text
 
 
@@ -126,9 +126,7 @@ def unpin(id: Id, json: Json = False, store: Store = None) -> None:
 
 
 def _pin(id: str, store: str | None, *, pinned: bool, json: bool) -> None:
-    checkpoints = open_checkpoints(store)
-    checkpoint = checkpoints.pin(id, pinned)
-    emit_view(checkpoints.show(checkpoint.run_id if not checkpoint.unfinished else id), json=json)
+    emit_view(open_checkpoints(store).pin(id, pinned), json=json)
 
 
 def _difference(done: Repair) -> list[str]:
@@ -147,5 +145,5 @@ def _brief(listed: Listed) -> dict[str, Any]:
         "id": checkpoint.id,
         "run_id": checkpoint.run_id,
         "status": str(checkpoint.status),
-        "finished_at": finished.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "finished_at": clock(finished),
     }

@@ -2,7 +2,7 @@
 
 import sys
 from os import environ
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import typer
 
@@ -53,13 +53,13 @@ def open_checkpoints(
 def open_workflow(id: str, store: str | None, owner: str | None, token: int | None) -> Workflow:
     """A handle for one write. $CHECKPOINT_TOKEN counts only for the checkpoint that $CHECKPOINT_ID names, if it does:
     a script that drives two runs would otherwise hand the token of one to the other."""
-    if token is None and environ.get("CHECKPOINT_ID") in (None, "", id):
-        given = environ.get("CHECKPOINT_TOKEN")
-        if given:
-            if not given.isascii() or not given.isdigit():
-                raise Usage(f"$CHECKPOINT_TOKEN is {given!r}, and must be a number")
-            token = int(given)
-    return open_checkpoints(store, owner).open(id, token=token)
+    run = open_checkpoints(store, owner).open(id, token=token)
+    given = environ.get("CHECKPOINT_TOKEN")
+    if token is None and given and environ.get("CHECKPOINT_ID") in (None, "", run.id, run.checkpoint.run_id):
+        if not given.isascii() or not given.isdigit():
+            raise Usage(f"$CHECKPOINT_TOKEN is {given!r}, and must be a number")
+        run.token = int(given)
+    return run
 
 
 def seconds(duration: str | None) -> int | None:
@@ -71,7 +71,7 @@ def read_value(value: str | None, what: str) -> str | None:
     if value is None:
         return None
     if value == "-":
-        return _decoded(sys.stdin.buffer.read(RECORD_LIMIT + 1) if sys.stdin else b"", what)
+        return _decoded(_read(standard_input(what), what), what)
     if value.startswith("@@"):
         return value[1:]
     if value.startswith("@"):
@@ -83,12 +83,24 @@ def read_file(path: str, what: str) -> str:
     """The text of a file (``-``: standard input), without its last newline. Raises Usage."""
     if path == "-":
         return read_value("-", what) or ""
+    with open_file(path, what) as file:
+        return _decoded(_read(file, what), what)
+
+
+def open_file(path: str, what: str) -> BinaryIO:
+    """Raises Usage."""
     try:
-        with open(path, "rb") as file:
-            return _decoded(file.read(RECORD_LIMIT + 1), what)
+        return open(path, "rb")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise Usage(f"{what} cannot be read from {path!r}: {reason}") from None
+
+
+def standard_input(what: str) -> BinaryIO:
+    """Raises Usage where it is closed."""
+    if sys.stdin is None:
+        raise Usage(f"{what} is to be read from standard input, which is closed")
+    return sys.stdin.buffer
 
 
 def emit(data: str, *, changed: bool) -> None:
@@ -111,6 +123,13 @@ def emit_view(view: View, *, json: bool, **more: Any) -> None:
 def say(words: str) -> None:
     """A word for people, on standard error."""
     process.write_stderr(text.escape(words))
+
+
+def _read(file: BinaryIO, what: str) -> bytes:
+    try:
+        return file.read(RECORD_LIMIT + 1)
+    except OSError as error:
+        raise Usage(f"{what} cannot be read: {error.strerror}") from None
 
 
 def _decoded(data: bytes, what: str) -> str:

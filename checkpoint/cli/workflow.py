@@ -1,8 +1,9 @@
 """The verbs that drive a run: start, update, resume, complete, fail, cancel, heartbeat, release, show, list."""
 
+import shlex
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any
 
 import typer
 
@@ -22,11 +23,13 @@ from checkpoint.cli.options import (
     emit,
     emit_view,
     open_checkpoints,
+    open_file,
     open_workflow,
     read_file,
     read_value,
     say,
     seconds,
+    standard_input,
 )
 from checkpoint.errors import Usage
 from checkpoint.model import PlanStep, Status, View
@@ -86,7 +89,7 @@ def start(
     patch = None if data is None else json_object(read_value(data, "--data") or "", "--data")
     schema = None if data_schema is None else json_object(read_file(data_schema, "--data-schema"), "--data-schema")
     note = read_value(note, "--note")
-    stream = None if input is None else _binary(input)
+    stream = None if input is None else standard_input("--input") if input == "-" else open_file(input, "--input")
     try:
         run = open_checkpoints(store, owner, owner_pid, lease).start(
             workflow,
@@ -103,6 +106,8 @@ def start(
             max_attempts=max_attempts,
             replan=replan,
         )
+    except OSError as error:  # only reading the input lets one out
+        raise Usage(f"--input cannot be read: {error.strerror}") from None
     finally:
         if stream is not None:
             stream.close()
@@ -110,6 +115,8 @@ def start(
         words = "started"
     elif run.checkpoint.unfinished:
         words = "going on with the run that was left unfinished"
+        if data is not None or handoff is not None:
+            words += " (--data and --handoff count for a new run only)"
     else:
         words = "finished before: this is its receipt, nothing is to be done"
     _hand_over(run, form, words)
@@ -309,7 +316,8 @@ def list_(
     emit(output, changed=False)
     for listed in found:
         if listed.error is not None:
-            say(f"checkpoint-tool: {listed.error.message}" + (f" (try: {listed.error.hint})" if listed.error.hint else ""))
+            hint = listed.error.hint + (f" --store {shlex.quote(store)}" if store is not None else "")
+            say(f"checkpoint-tool: {listed.error.message}" + (f" (try: {hint})" if listed.error.hint else ""))
     if form == "table" and not found:
         say(f"nothing unfinished in {checkpoints.store.location}" if not all else f"{checkpoints.store.location} is empty")
 
@@ -412,13 +420,13 @@ def _plan(steps: str | None, plan: str | None) -> Sequence[PlanStep] | None:
     else:
         value = json_value(content, "--plan")
         items = value.get("steps") if isinstance(value, dict) else value
-        found = [_plan_step(item) for item in (items if isinstance(items, Sequence) else ())]
+        found = [_parsed_step(item) for item in (items if isinstance(items, Sequence) else ())]
     if not found:
         raise Usage("--plan names no step; leave it out for an open plan")
     return found
 
 
-def _plan_step(item: Any) -> PlanStep:
+def _parsed_step(item: Any) -> PlanStep:
     if isinstance(item, str):
         return PlanStep(item)
     if isinstance(item, dict) and item.keys() <= {"name", "once"} and isinstance(item.get("name"), str):
@@ -426,16 +434,6 @@ def _plan_step(item: Any) -> PlanStep:
         if isinstance(once, bool):
             return PlanStep(item["name"], once)
     raise Usage(f'a step of --plan must be a name or {{"name": ..., "once": true|false}}, is {text.to_json(item)[:80]}')
-
-
-def _binary(path: str) -> BinaryIO:
-    if path == "-":
-        return sys.stdin.buffer
-    try:
-        return open(path, "rb")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise Usage(f"--input cannot be read from {path!r}: {reason}") from None
 
 
 def _wanted(reason: str | None, verb: str) -> str:

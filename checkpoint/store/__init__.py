@@ -4,13 +4,14 @@ Claiming, renewing and completing are all ``update`` with a pure function of the
 for locks, and a backend needs no more than one atomic read-decide-write.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from os import PathLike
 from typing import NamedTuple, Protocol
 
 from checkpoint._load import load
-from checkpoint.errors import CheckpointError, Usage
+from checkpoint.errors import CheckpointError, Conflict, Usage
 from checkpoint.model import ID, Checkpoint
 
 Change = Callable[[Checkpoint, datetime], Checkpoint]
@@ -58,11 +59,11 @@ class Store(Protocol):
     def scan(self, *, finished: bool = False) -> Iterator[Entry]:
         """Unfinished checkpoints in the order of their ids, or all. Never raises for one bad record."""
 
-    def archive(self, id: str) -> None:
-        """Move a finished run out of the unfinished ones. Done already: nothing happens."""
+    def archive(self, id: str, run_id: str) -> None:
+        """Move a finished run out of the unfinished ones. Done already, also when another run follows: nothing happens."""
 
-    def delete(self, name: str) -> None:
-        """Forget a finished run. Gone already: nothing happens."""
+    def delete(self, name: str, run_id: str) -> None:
+        """Forget a finished run. Gone already, or another run stands there: nothing happens. Raises InvalidTransition."""
 
     def raw(self, name: str) -> tuple[str, bytes]:
         """(id, the stored bytes, damaged or not). Raises NotFound, Damaged where there is nothing to read."""
@@ -70,10 +71,11 @@ class Store(Protocol):
     def leftovers(self) -> list[str]:
         """What dead processes and repairs left behind, as places: no damage, only worth knowing."""
 
-    def repair(self, name: str, reseal: Callable[[str, bytes], Checkpoint] | None) -> str:
-        """Set a record aside and, with ``reseal(id, bytes)``, put what that makes of it in its place.
+    def repair(self, name: str, seen: bytes | None, reseal: Callable[[str, bytes], Checkpoint] | None) -> str:
+        """Set a record aside and, with ``reseal(id, bytes)``, put what that makes of it in its place, held by nobody.
 
-        Returns where the old bytes are kept. Raises NotFound, and what ``reseal`` raises.
+        ``seen``: the bytes that were judged (None: nothing could be read). Returns where the old bytes are kept.
+        Raises Conflict where something else stands there by now, NotFound, and what ``reseal`` raises.
         """
 
 
@@ -91,6 +93,16 @@ def open_store(url: "str | PathLike[str]") -> Store:
 def find_stores(stores: Iterable[str], roots: Iterable[str]) -> list[str]:
     """``stores``, and those of each workspace in ``roots`` (its own and its agents'), each once. Raises nothing."""
     return load("checkpoint.store.file:find_stores")(stores, roots)  # type: ignore[no-any-return]
+
+
+def utc_now() -> datetime:
+    """The clock of this host, in UTC, to the millisecond: what a record can hold."""
+    now = datetime.fromtimestamp(time.time(), UTC)
+    return now.replace(microsecond=now.microsecond // 1000 * 1000)
+
+
+def changed_meanwhile(name: str) -> Conflict:
+    return Conflict(f"{name} is no longer what was looked at: look again", hint=f"checkpoint-tool repair {name}")
 
 
 def checked(name: str) -> str:

@@ -82,7 +82,7 @@ class Folder:
         if make:
             _make_folder(name, self.fd)
             if durable and name not in self._synced:
-                os.fsync(self.fd)
+                _flush(self.fd)
                 self._synced.add(name)
         try:
             return Folder(os.open(name, _FOLDER, dir_fd=self.fd), path)
@@ -147,7 +147,7 @@ class Folder:
             _flush(fd)
         finally:
             os.close(fd)
-        os.fsync(self.fd)
+        _flush(self.fd)
 
     def write(self, name: str, data: bytes, *, owner: str, into: "Folder | None" = None) -> None:
         """Put a file in place, whole and durable, or leave everything as it was.
@@ -173,24 +173,28 @@ class Folder:
         except BaseException:
             self._discard(temporary)
             raise
-        try:
-            os.fsync(target.fd)
-        except OSError as error:
-            raise StoreUnavailable(
-                f"{target.path}/{name} is written, but whether it would survive a power cut could not be confirmed:"
-                f" {error.strerror}",
-                applied=True,
-            ) from error
+        target.confirm(f"{target.path}/{name} is written")
 
     def remove(self, name: str) -> None:
         os.unlink(name, dir_fd=self.fd)
-        os.fsync(self.fd)
+        self.confirm(f"{self.path}/{name} is removed")
 
     def move(self, name: str, into: "Folder", new_name: str) -> None:
         """Whatever stands under ``name`` (a link is moved, not followed)."""
         os.rename(name, new_name, src_dir_fd=self.fd, dst_dir_fd=into.fd)
-        os.fsync(into.fd)
-        os.fsync(self.fd)
+        into.confirm(f"{self.path}/{name} is moved to {into.path}/{new_name}")
+        self.confirm(f"{self.path}/{name} is moved to {into.path}/{new_name}")
+
+    def confirm(self, done: str) -> None:
+        """Make the entries of this folder durable. ``done``: what is visible already, and is said where this fails."""
+        try:
+            _flush(self.fd)
+        except OSError as error:
+            raise StoreUnavailable(
+                f"{done}, but whether that would survive a power cut could not be confirmed: {error.strerror}",
+                applied=True,
+                hint=f"ls -ld {shlex.quote(self.path)}",
+            ) from error
 
     def temporaries(self, owner: str | None = None) -> Iterator[str]:
         """Temporary files left over by a process that died; of ``owner``, or all."""
@@ -279,10 +283,15 @@ class LockFile:
         os.pwrite(self.fd, b"%020d %010d\n" % (token, os.getpid()), 0)
         if durable:
             _flush(self.fd)
-            os.fsync(self._folder.fd)
+            _flush(self._folder.fd)
 
     def close(self) -> None:
         if self.fd >= 0:
+            try:
+                # Closing is not enough: a child that was forked meanwhile holds the same lock until it ends.
+                fcntl.flock(self.fd, fcntl.LOCK_UN)
+            except OSError:
+                pass
             _close_quietly(self.fd)
             self.fd = -1
 
@@ -324,8 +333,9 @@ def _flush(fd: int) -> None:
         try:
             fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
             return
-        except OSError:
-            pass
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.EINVAL, errno.ENOTTY):
+                raise
     os.fsync(fd)
 
 
@@ -344,7 +354,7 @@ def _sync_folder(path: str) -> None:
     except PermissionError:
         return  # a folder we may not read is none that we could have made something in
     try:
-        os.fsync(fd)
+        _flush(fd)
     finally:
         os.close(fd)
 

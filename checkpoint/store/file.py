@@ -17,13 +17,13 @@ import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 
 from checkpoint import codec, model
 from checkpoint._load import load
 from checkpoint.errors import AlreadyExists, CheckpointError, Damaged, Locked, NotFound, StoreUnavailable
 from checkpoint.model import RUN_ID, Checkpoint
-from checkpoint.store import DEFAULT_STORE, Change, Entry, checked
+from checkpoint.store import DEFAULT_STORE, Change, Entry, changed_meanwhile, checked, utc_now
 from checkpoint.store.disk import Folder, LockFile
 
 LOCK_WAIT_S = 10.0
@@ -50,15 +50,14 @@ def find_stores(stores: Iterable[str], roots: Iterable[str]) -> list[str]:
 def _stores_of(root: str) -> list[str]:
     homes = [root]
     unlisted = []
+    agents = os.path.join(root, "agents")
     try:
-        if "agents" in os.listdir(root):
-            homes += sorted(entry.path for entry in os.scandir(os.path.join(root, "agents")))
-    except NotADirectoryError:
-        pass
+        homes += sorted(entry.path for entry in os.scandir(agents))
     except OSError as error:
-        if error.filename == root:
-            return []
-        unlisted = [os.path.join(root, "agents")]
+        if error.errno == errno.ENAMETOOLONG:
+            return []  # nothing can be below it: it is named once, as the store it should have
+        if not _is_absent(error):
+            unlisted = [agents]
     return [store for home in homes if _is_there(store := os.path.join(home, DEFAULT_STORE))] + unlisted
 
 
@@ -79,8 +78,9 @@ class FileStore:
     """See the module. ``path``: the store's folder; it is made by the first ``create``."""
 
     def __init__(self, path: str) -> None:
-        self._path = os.path.abspath(os.path.expanduser(path))
         self.location = path
+        with self._errors():  # the working folder may be gone
+            self._path = os.path.abspath(os.path.expanduser(path))
         self._opened: Folder | None = None
         self._locks: Folder | None = None
         self._durable = False
@@ -88,17 +88,18 @@ class FileStore:
         self._last: codec.Encoded | None = None
 
     def now(self) -> datetime:
-        now = datetime.fromtimestamp(time.time(), UTC)
-        return now.replace(microsecond=now.microsecond // 1000 * 1000)
+        return utc_now()
 
     # --- changes ---------------------------------------------------------------------------------------------------
 
     def create(self, checkpoint: Checkpoint) -> Checkpoint:
         id = checked(checkpoint.id)
+        codec.encode(checkpoint)  # what cannot be written must not leave an empty store behind
         with self._errors(), self._locked(id, make=True) as (folder, lock):
             if folder.has(id + _SUFFIX):
                 raise AlreadyExists(f"{id} exists")
-            if checkpoint.idempotency_key is not None and self._in_done(folder, id + _SUFFIX):
+            done = self._done(folder)
+            if checkpoint.idempotency_key is not None and done is not None and done.has(id + _SUFFIX):
                 raise AlreadyExists(f"{id} exists and is finished")
             last, _ = lock.read()
             checkpoint = model.above_token(checkpoint, last)
@@ -120,12 +121,12 @@ class FileStore:
             after = model.stamped(after, self.now())
             encoded = codec.encode(after, before)
             if after.token != before.checkpoint.token:
-                lock.write(after.token)
+                lock.write(max(after.token, lock.read()[0]))
             place.write(file, encoded.raw, owner=id)
             self._last = encoded
             return after
 
-    def archive(self, id: str) -> None:
+    def archive(self, id: str, run_id: str) -> None:
         checked(id)
         with self._errors(), self._locked(id) as (folder, lock):
             file = id + _SUFFIX
@@ -133,6 +134,8 @@ class FileStore:
                 return
             finished = self._read(folder, file, id)
             checkpoint = finished.checkpoint
+            if checkpoint.run_id != run_id:
+                return  # somebody else moved ours and began the next
             model.check_finished(checkpoint)
             with folder.child("done", make=True) as done:
                 if checkpoint.idempotency_key is not None:
@@ -144,24 +147,37 @@ class FileStore:
             lock.write(max(checkpoint.token, lock.read()[0]), durable=True)
             folder.remove(file)
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str, run_id: str) -> None:
         try:
             with self._errors(), self._located(name) as (_, place, file, id, _lock):
-                model.check_deletable(self._read(place, file, id).checkpoint)
-                place.remove(file)
+                checkpoint = self._read(place, file, id).checkpoint
+                if checkpoint.run_id == run_id:
+                    model.check_deletable(checkpoint)
+                    place.remove(file)
         except NotFound:
             return
 
-    def repair(self, name: str, reseal: Callable[[str, bytes], Checkpoint] | None) -> str:
-        with self._errors(), self._located(name) as (folder, place, file, id, _):
+    def repair(self, name: str, seen: bytes | None, reseal: Callable[[str, bytes], Checkpoint] | None) -> str:
+        with self._errors(), self._located(name) as (folder, place, file, id, lock):
+            try:
+                found: bytes | None = place.read(file)
+            except Damaged:
+                found = None
+            if found != seen:
+                # A whole and perhaps living run may stand here by now: another repair, and a start after it.
+                raise changed_meanwhile(name)
             set_aside = f"{file}.bad-{time.time_ns() // 1_000_000}"
+            # What was damaged may be the only other place that knew which tokens are out.
+            last = lock.read()[0]
             with folder.child("quarantine", make=True) as quarantine:
-                if reseal is None:
+                if reseal is None or found is None:
+                    lock.write(last, durable=True)
                     place.move(file, quarantine, set_aside)
                 else:
-                    old = place.read(file)
-                    encoded = codec.encode(reseal(id, old))
-                    folder.write(set_aside, old, owner=id, into=quarantine)
+                    checkpoint = model.resealed(reseal(id, found), last)
+                    encoded = codec.encode(checkpoint)
+                    lock.write(checkpoint.token, durable=True)
+                    folder.write(set_aside, found, owner=id, into=quarantine)
                     place.write(file, encoded.raw, owner=id)
             return f"quarantine/{set_aside}"
 
@@ -188,14 +204,24 @@ class FileStore:
     def scan(self, *, finished: bool = False) -> Iterator[Entry]:
         with self._errors():
             folder = self._folder()
-            yield from self._scan_folder(folder, "", finished=finished)
-            if finished and folder.is_folder("done"):
-                with folder.child("done") as done:
-                    yield from self._scan_folder(done, "done/", finished=True)
-                    for name in sorted(done.names()):
-                        if done.is_folder(name) and not name.startswith("."):
-                            with done.child(name) as history:
-                                yield from self._scan_folder(history, f"done/{name}/", finished=True, id=name)
+            done = self._done(folder) if finished else None
+            for entry in self._scan_folder(folder, ""):
+                checkpoint = entry.checkpoint
+                if checkpoint is None or checkpoint.unfinished or (finished and not self._is_put_away(done, checkpoint)):
+                    yield entry
+            if done is None:
+                return
+            yield from self._scan_folder(done, "done/")
+            for name in sorted(done.names()):
+                if model.NAME.fullmatch(name) and done.is_folder(name):
+                    try:
+                        history = done.child(name)
+                        yield from self._scan_folder(history, f"done/{name}/", id=name)
+                    except OSError as error:
+                        words = f"done/{name} cannot be read: {error.strerror}"
+                        yield Entry(name, f"done/{name}", None, StoreUnavailable(words))
+                    except StoreUnavailable as error:
+                        yield Entry(name, f"done/{name}", None, error)
 
     def leftovers(self) -> list[str]:
         with self._errors():
@@ -297,8 +323,8 @@ class FileStore:
         file = name + _SUFFIX
         if folder.has(file):
             return folder, file, name
-        if folder.is_folder("done"):
-            done = folder.child("done")
+        done = self._done(folder)
+        if done is not None:
             if done.has(file):
                 return done, file, name
             if done.is_folder(name):
@@ -318,26 +344,44 @@ class FileStore:
                     return self._locate(folder, entry.checkpoint.id)
         raise NotFound(f"there is no checkpoint {name!r} in {self.location}", hint="checkpoint-tool list --all")
 
+    def _done(self, folder: Folder) -> Folder | None:
+        """The folder of finished runs, or None where there is none yet. A link or a file in its place is an error: taken
+        for "nothing finished" it would let every key run again."""
+        try:
+            return folder.child("done")
+        except FileNotFoundError:
+            return None
+
+    def _is_put_away(self, done: Folder | None, checkpoint: Checkpoint) -> bool:
+        """Whether a finished run that still stands among the unfinished ones is below ``done`` too."""
+        if done is None:
+            return False
+        if checkpoint.idempotency_key is not None:
+            return done.has(checkpoint.id + _SUFFIX)
+        if not done.is_folder(checkpoint.workflow):
+            return False
+        return done.child(checkpoint.workflow).has(checkpoint.run_id + _SUFFIX)
+
     def _read(self, place: Folder, file: str, id: str) -> codec.Encoded:
         raw = place.read(file)
         last = self._last
         if last is not None and last.raw == raw and last.checkpoint.id == id:
             return last  # byte for byte what we checked or wrote last
-        self._last = last = codec.decode(raw, id)
+        self._last = last = codec.decode(raw, id, name=file.removesuffix(_SUFFIX))
         return last
 
-    def _scan_folder(self, folder: Folder, prefix: str, *, finished: bool, id: str | None = None) -> Iterator[Entry]:
+    def _scan_folder(self, folder: Folder, prefix: str, *, id: str | None = None) -> Iterator[Entry]:
         for file in sorted(folder.names()):
-            if file.startswith(".") or (file in ("done", "quarantine") and not prefix):
+            if file.startswith(".") or (not prefix and file in ("done", "quarantine")):
                 continue
-            if prefix == "done/" and folder.is_folder(file) and model.NAME.fullmatch(file):
+            if prefix == "done/" and model.NAME.fullmatch(file) and folder.is_folder(file):
                 continue
             name = file.removesuffix(_SUFFIX)
             try:
                 if not file.endswith(_SUFFIX) or model.ID.fullmatch(name) is None:
                     words = f"{prefix}{file} is no checkpoint's file (name): move it elsewhere"
                     raise Damaged(words, kind="name")
-                checkpoint = codec.decode(folder.read(file), id or name).checkpoint
+                checkpoint = codec.decode(folder.read(file), id or name, name=name).checkpoint
             except FileNotFoundError:
                 continue  # finished or removed since we listed the folder
             except CheckpointError as error:
@@ -346,26 +390,26 @@ class FileStore:
                 unreadable = StoreUnavailable(f"{prefix}{file} cannot be read: {error.strerror}")
                 yield Entry(name, prefix + file, None, unreadable)
             else:
-                if finished or checkpoint.unfinished:
-                    yield Entry(name, prefix + file, checkpoint, None)
-
-    def _in_done(self, folder: Folder, file: str) -> bool:
-        if not folder.is_folder("done"):
-            return False
-        with folder.child("done") as done:
-            return done.has(file)
+                yield Entry(name, prefix + file, checkpoint, None)
 
     def _put_away(self, folder: Folder, into: Folder, file: str, finished: codec.Encoded) -> None:
+        """Write a finished record to where it belongs, from where it stands whole."""
+        id = finished.checkpoint.id
         if into.has(file):
-            # A run that died before the unlink, or whose unlink was lost with the power. What stands there may have
-            # been pinned since, so it stays.
-            stored = self._read(into, file, finished.checkpoint.id).checkpoint
-            if stored.run_id != finished.checkpoint.run_id:
-                raise Damaged(
-                    f"{into.path}/{file} holds another run of {stored.id}: it will not be overwritten",
-                    kind="id",
-                    hint=f"checkpoint-tool show {stored.run_id}",
-                )
-            into.sync(file)
-            return
-        folder.write(file, finished.raw, owner=finished.checkpoint.id, into=into)
+            try:
+                stored = self._read(into, file, id).checkpoint
+            except Damaged:
+                with folder.child("quarantine", make=True) as quarantine:
+                    into.move(file, quarantine, f"{file}.bad-{time.time_ns() // 1_000_000}")
+            else:
+                if stored.run_id != finished.checkpoint.run_id:
+                    raise Damaged(
+                        f"{into.path}/{file} holds another run of {id}: it will not be overwritten",
+                        kind="id",
+                        hint=f"checkpoint-tool show {stored.run_id}",
+                    )
+                # From a run that died before the unlink, or whose unlink was lost with the power. It may have been
+                # pinned since, so it stays.
+                into.sync(file)
+                return
+        folder.write(file, finished.raw, owner=id, into=into)

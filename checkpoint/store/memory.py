@@ -3,12 +3,12 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 
 from checkpoint import codec, model
 from checkpoint.errors import AlreadyExists, CheckpointError, NotFound
 from checkpoint.model import Checkpoint
-from checkpoint.store import Change, Entry, checked
+from checkpoint.store import Change, Entry, changed_meanwhile, checked, utc_now
 
 
 class MemoryStore:
@@ -25,8 +25,7 @@ class MemoryStore:
         self._lock = threading.RLock()
 
     def now(self) -> datetime:
-        now = datetime.fromtimestamp(time.time(), UTC)
-        return now.replace(microsecond=now.microsecond // 1000 * 1000)
+        return utc_now()
 
     def create(self, checkpoint: Checkpoint) -> Checkpoint:
         id = checked(checkpoint.id)
@@ -68,25 +67,29 @@ class MemoryStore:
                 if finished or checkpoint.unfinished:
                     yield Entry(key, place, checkpoint, None)
 
-    def archive(self, id: str) -> None:
+    def archive(self, id: str, run_id: str) -> None:
         with self._lock:
             raw = self._unfinished.get(checked(id))
             if raw is None:
                 return
             checkpoint = self._decode(raw)
+            if checkpoint.run_id != run_id:
+                return
             model.check_finished(checkpoint)
             key = id if checkpoint.idempotency_key is not None else checkpoint.run_id
             self._finished.setdefault(key, raw)
             del self._unfinished[id]
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str, run_id: str) -> None:
         with self._lock:
             try:
                 place, key = self._locate(name)
             except NotFound:
                 return
-            model.check_deletable(self._decode(place[key]))
-            del place[key]
+            checkpoint = self._decode(place[key])
+            if checkpoint.run_id == run_id:
+                model.check_deletable(checkpoint)
+                del place[key]
 
     def raw(self, name: str) -> tuple[str, bytes]:
         with self._lock:
@@ -96,15 +99,18 @@ class MemoryStore:
     def leftovers(self) -> list[str]:
         return sorted(self._set_aside)
 
-    def repair(self, name: str, reseal: Callable[[str, bytes], Checkpoint] | None) -> str:
+    def repair(self, name: str, seen: bytes | None, reseal: Callable[[str, bytes], Checkpoint] | None) -> str:
         with self._lock:
             place, key = self._locate(name)
             aside = f"quarantine/{key}.json.bad-{time.time_ns() // 1_000_000}"
             old = place[key]
+            if old != seen:
+                raise changed_meanwhile(name)
             if reseal is None:
                 del place[key]
             else:
-                place[key] = codec.encode(reseal(self._decode_id(old), old)).raw
+                id = self._decode_id(old)
+                place[key] = codec.encode(model.resealed(reseal(id, old), self._tokens.get(id, 0))).raw
             self._set_aside[aside] = old
             return aside
 
