@@ -323,7 +323,7 @@ def violations(calls: Sequence[Call], store: Path, id: str = "deploy") -> list[s
         path = call.path
         if call.name == "flock" and path == lock and "LOCK_UN" not in call.arguments:
             holding = True
-        elif call.name == "close" and path == lock:
+        elif call.name in ("close", "flock") and path == lock:
             holding = False
         elif call.name == "openat":
             writable = re.search(r"\bO_(WRONLY|RDWR|TRUNC|APPEND)\b", call.arguments)

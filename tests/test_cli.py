@@ -1336,3 +1336,39 @@ def test_every_verb_is_explained(workspace: Workspace, verb: str) -> None:
 
 def test_version(workspace: Workspace) -> None:
     assert ok(workspace, "--version").out.strip().split()[-1][0].isdigit()
+
+
+def test_a_run_id_means_that_run_and_no_other(workspace: Workspace) -> None:
+    first = ok(workspace, "start", "deploy", "--steps", "a", "--json").json["run_id"]
+    ok(workspace, "complete", "deploy", "--force", "--reason", "x")
+    ok(workspace, "start", "deploy", "--steps", "a")
+    assert ok(workspace, "complete", first, "--json").json["run_id"] == first
+    assert ok(workspace, "show", "deploy", "--json").json["status"] == "in_progress"
+    refused(workspace.tool("update", first, "--complete", "a"), 15)
+
+
+def test_a_stale_token_counts_by_whatever_name_the_run_is_called(workspace: Workspace) -> None:
+    run = ok(workspace, "start", "deploy", "--steps", "a", "--owner", "ann", "--json").json
+    ok(workspace, "resume", "deploy", "--steal", "--reason", "x", "--owner", "bob")
+    ok(workspace, "release", "deploy", "--owner", "bob")
+    robbed = {"CHECKPOINT_ID": "deploy", "CHECKPOINT_TOKEN": "1"}
+    for name in ("deploy", run["run_id"]):
+        refused(workspace.tool("update", name, "--complete", "a", env=robbed), 19)
+
+
+def test_an_update_that_changes_nothing_still_renews_the_lease(workspace: Workspace) -> None:
+    before = ok(workspace, "start", "deploy", "--steps", "a", "--json").json["lease"]["expires_at"]
+    time.sleep(0.01)
+    assert ok(workspace, "update", "deploy", "--json").json["lease"]["expires_at"] > before
+
+
+@pytest.mark.parametrize("argv", [("--input", "-"), ("--data", "-"), ("--plan", "-")])
+def test_a_closed_standard_input_is_said(workspace: Workspace, argv: tuple[str, str]) -> None:
+    done = workspace.run("sh", "-c", '"$@" <&-', "sh", TOOL, "start", "deploy", *argv)
+    assert done.code == 2
+    assert "closed" in done.err or "cannot be read" in done.err or "no JSON" in done.err, done
+
+
+def test_a_working_folder_that_is_gone_is_said(workspace: Workspace) -> None:
+    done = workspace.run("sh", "-c", 'mkdir gone && cd gone && rmdir ../gone && "$@"', "sh", TOOL, "list")
+    assert (done.code, done.err.count("\n")) == (17, 1), done
