@@ -67,13 +67,18 @@ def owner(name: str | None = None, *, pid: int | None = None, lease_s: int | Non
         if who is None:
             raise Usage(f"no process runs under the pid {pid}, and an owner must be running")
     assert who is not None
+    if name is None:
+        caller = who if who.pid is not None else process.parent()
+        name = process.owner_name(caller.pid or 0)
+        # The name is made from a pid, and pids come again: the start time tells two of one name apart.
+        who = who._replace(pid_started=caller.pid_started)
     if lease_s is None and not process.provable(who):
         # Held by a process alone it would be held for ever where nobody can see that process end.
         lease_s = model.DEFAULT_LEASE_S
     elif lease_s is not None:
         _check_number(lease_s, "lease")
     return Owner(
-        name=name or process.owner_name(who.pid),
+        name=name,
         host=who.host,
         boot_id=who.boot_id,
         pid_ns=who.pid_ns,
@@ -316,12 +321,12 @@ class Checkpoints:
         return self._view(self.store.load(name), self.store.now())
 
     def list(self, *, finished: bool = False, status: Status | None = None, workflow: str | None = None) -> Iterator[Listed]:
-        """Unfinished checkpoints, oldest first, or with ``finished`` all. Damaged ones come as lines with an error."""
+        """Unfinished checkpoints, oldest first, or with ``finished`` all. Damaged ones come as lines with an error.
+
+        Raises NotFound where there is no store.
+        """
         now = self.store.now()
-        try:
-            found = [self._listed(entry, now) for entry in self.store.scan(finished=finished or _is_final(status))]
-        except NotFound:
-            return  # no store yet: nothing unfinished
+        found = [self._listed(entry, now) for entry in self.store.scan(finished=finished or _is_final(status))]
         for listed in sorted(found, key=_by_age):
             if listed.view is not None:
                 checkpoint = listed.view.checkpoint
@@ -368,17 +373,22 @@ class Checkpoints:
         Raises NotFound, and Damaged where the content cannot be accepted.
         """
         try:
-            checkpoint: Checkpoint | None = self.store.load(name)
-            damage = None
-        except (Damaged, SchemaMismatch) as error:
-            checkpoint, damage = None, error
-        if damage is None:
-            assert checkpoint is not None
+            self.store.load(name)
+        except SchemaMismatch as error:
+            if not quarantine:
+                raise  # of a newer version, and perhaps whole: not for this one to judge
+            damage: CheckpointError = error
+        except Damaged as error:
+            damage = error
+        else:
             return Repair(name, None, "", None, None)
         try:
             id, old = self.store.raw(name)
-        except Damaged:
-            id, old = name, b""
+        except Damaged as error:  # a link, a folder, a second name: there is nothing to read
+            if accept:
+                error.hint = f"checkpoint-tool repair {name} --quarantine"
+                raise
+            return Repair(name, damage, "", None, self.store.repair(name, None, None) if quarantine else None)
         old_text = old.decode("utf-8", "backslashreplace")
         try:
             new_text = codec.encode(self._reseal(id, old)).raw.decode()
@@ -390,10 +400,9 @@ class Checkpoints:
                     kind=damage.kind if isinstance(damage, Damaged) else "schema",
                     hint=f"checkpoint-tool repair {name} --quarantine",
                 ) from error
-        seen = old if old or not isinstance(damage, Damaged) or damage.kind not in _NOTHING_TO_READ else None
         kept = None
         if accept or quarantine:
-            kept = self.store.repair(name, seen, self._reseal if accept else None)
+            kept = self.store.repair(name, old, self._reseal if accept else None)
         return Repair(name, damage, old_text, new_text, kept)
 
     def prune(self, *, older_than_s: int | None = None, keep: int | None = None, apply: bool = False) -> Pruned:
@@ -450,7 +459,11 @@ class Checkpoints:
 
     def _resume_oldest(self, agent: str | None) -> "Workflow":
         passed: dict[str, int] = {}
-        for listed in self.list():
+        try:
+            unfinished = [*self.list()]
+        except NotFound as error:
+            raise NothingToResume(error.message, hint=error.hint) from None
+        for listed in unfinished:
             if listed.view is None:
                 passed["damaged"] = passed.get("damaged", 0) + 1
                 continue
@@ -472,6 +485,10 @@ class Checkpoints:
             passed[why] = passed.get(why, 0) + 1
         if not passed:
             raise NothingToResume(f"nothing is unfinished in {self.store.location}", hint="checkpoint-tool list --all")
+        if passed.keys() == {"damaged"}:
+            raise Damaged(
+                f"all that is unfinished is damaged: {passed['damaged']} files", kind="json", hint="checkpoint-tool verify"
+            )
         words = ", ".join(f"{count} {why}" for why, count in passed.items())
         raise NothingToResume(
             f"nothing can be resumed: {words}",
@@ -821,7 +838,6 @@ def _finished_at(listed: Listed) -> datetime:
 
 _LARGEST = 100 * 365 * 86400
 """100 years in seconds; also more attempts than anybody needs."""
-_NOTHING_TO_READ = frozenset({"symlink", "not-a-file", "foreign-owner", "hard-link", "too-large"})
 _VERIFY_KINDS: dict[type[CheckpointError], str] = {SchemaMismatch: NEWER, StoreUnavailable: "unreadable"}
 _LAST = datetime.fromisoformat("9999-12-31T00:00:00Z")
 

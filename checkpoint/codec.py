@@ -622,13 +622,15 @@ def _upgraded(fields: dict[str, Any]) -> Checkpoint:
     texts = [item for item in notes if isinstance(item, str)] if isinstance(notes, list) else [notes] if notes else []
     agent = fields.get("agentId", fields.get("agent"))
     seed = _sha256(_compact([id, timestamp(created)]).encode())
+    # What `start` makes of an open plan without input, so that it goes on with such a run.
+    fingerprint = canonical_sha256({"plan": None, "input": None})
     milliseconds = f"{max(int(created.timestamp() * 1000), 0):012x}"[-12:]
     return Checkpoint(
         id=id,
         workflow=id,
         # Sorts by time as the others do, in the form of a UUIDv8 (RFC 9562: custom), which none that we give out has.
         run_id=f"{milliseconds[:8]}-{milliseconds[8:]}-8{seed[13:16]}-8{seed[17:20]}-{seed[20:32]}",
-        fingerprint=seed,
+        fingerprint=fingerprint,
         status=status,
         agent=_or_null(_text)(agent, "$.agentId"),
         handoff_to=_or_null(_text)(fields.get("handoffTo"), "$.handoffTo"),

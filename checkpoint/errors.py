@@ -67,7 +67,7 @@ DAMAGE_KINDS = {
     "symlink": "a symbolic link where a file belongs",
     "not-a-file": "a directory, socket, device or named pipe where a file belongs",
     "foreign-owner": "the file belongs to another user",
-    "hard-link": "the file has a second name somewhere",
+    "hard-link": "the file has a second name somewhere (a hard link): remove that, or make one of them a copy",
     "too-large": "larger than 4 MiB",
     "encoding": "not UTF-8 text",
     "json": "not JSON, or cut short",

@@ -375,6 +375,13 @@ def claim(
     Raises InvalidTransition (finished, expired), Locked, AttemptsExhausted.
     """
     _refuse_finished(checkpoint)
+    lease = checkpoint.lease
+    mine = lease is not None and _is_holder(lease, owner) and state is not OwnerState.DEAD
+    if lease is not None and state in HELD and not mine and steal_reason is None:
+        raise Locked(
+            f"{checkpoint.id} is held by {holder(lease)} (--wait waits for it, --steal --reason TEXT takes it over)",
+            hint=f"checkpoint-tool resume {checkpoint.id} --wait 30s",
+        )
     if is_expired(checkpoint, now):
         assert checkpoint.expires_at is not None
         raise InvalidTransition(
@@ -382,20 +389,13 @@ def claim(
             " (start it with --replan), or close it",
             hint=f"checkpoint-tool cancel {checkpoint.id} --reason expired",
         )
-    lease = checkpoint.lease
-    if lease is not None and _is_holder(lease, owner) and state is not OwnerState.DEAD:
+    if lease is not None and mine:
         renewed = _renewed(lease, owner, now)
         if renewed == lease and agent in (None, checkpoint.agent):
             return checkpoint
         return checkpoint._replace(lease=renewed, agent=agent or checkpoint.agent, heartbeat_at=now)
     notes = checkpoint.notes
-    if state in HELD:
-        assert lease is not None
-        if steal_reason is None:
-            raise Locked(
-                f"{checkpoint.id} is held by {holder(lease)}",
-                hint=f"checkpoint-tool resume {checkpoint.id} --wait 30s",
-            )
+    if lease is not None and state in HELD:
         notes = (*notes, Note(now, owner.name, f"took the lease from {holder(lease)}: {steal_reason}"))
     attempts = checkpoint.attempts
     if lease is not None:
@@ -441,7 +441,7 @@ def enter(
     Raises what ``claim`` raises, Conflict, and InDoubt where a step in doubt is not in the new plan.
     """
     if state in HELD and checkpoint.lease is not None and not _is_holder(checkpoint.lease, owner):
-        return claim(checkpoint, owner, state, now)  # says who holds it, before any word about plans
+        return claim(checkpoint, owner, state, now)  # raises: says who holds it, before any word about plans
     same_schema = data_schema_sha256 in (None, checkpoint.data_schema_sha256)
     if not replan and (checkpoint.fingerprint != fingerprint or not same_schema):
         raise plan_conflict(checkpoint, plan, same_schema=same_schema)
@@ -482,9 +482,11 @@ def authorize(checkpoint: Checkpoint, owner: Owner, token: int | None, state: Ow
     """
     if token is not None:
         if token != checkpoint.token:
+            why = "somebody else has taken it over; stop working on it"
+            if token > checkpoint.token:
+                why = "it was never issued here: it belongs to another checkpoint, or this store was restored from a backup"
             raise StaleToken(
-                f"token {token} is not the last one issued for {checkpoint.id} (that is {checkpoint.token}):"
-                " somebody else has taken it over; stop working on it",
+                f"token {token} is not the last one issued for {checkpoint.id} (that is {checkpoint.token}): {why}",
                 hint=f"checkpoint-tool show {checkpoint.id}",
             )
         return
@@ -560,7 +562,7 @@ def begin_step(checkpoint: Checkpoint, name: str, state: OwnerState, now: dateti
             raise InDoubt(
                 f"step {name!r} of {checkpoint.id} began at {clock(step.begun_at) if step.begun_at else 'some time'} and"
                 " nobody knows whether it ended; it may not be repeated blindly: look, then say --complete or --retry",
-                hint=f"checkpoint-tool update {checkpoint.id} --complete {shlex.quote(name)}",
+                hint=f"checkpoint-tool show {checkpoint.id}",
             )
         if not doubtful:
             return checkpoint
@@ -728,7 +730,7 @@ def _is_holder(lease: Lease, owner: Owner) -> bool:
     if (lease.owner, lease.host, lease.boot_id) != (owner.name, owner.host, owner.boot_id):
         return False
     if lease.pid is None or owner.pid is None:
-        return True
+        return None in (lease.pid_started, owner.pid_started) or lease.pid_started == owner.pid_started
     return (lease.pid, lease.pid_started, lease.pid_ns) == (owner.pid, owner.pid_started, owner.pid_ns)
 
 
@@ -780,7 +782,7 @@ def _replanned(checkpoint: Checkpoint, plan: Sequence[PlanStep] | None, fingerpr
         if step.status is StepStatus.BEGUN:
             raise InDoubt(
                 f"step {step.name!r} of {checkpoint.id} began, has not ended, and is not in the new plan: settle it first",
-                hint=f"checkpoint-tool update {checkpoint.id} --complete {shlex.quote(step.name)}",
+                hint=f"checkpoint-tool show {checkpoint.id}",
             )
         if step.status in DONE or plan is None:
             kept_outside.append(step._replace(added=plan is not None))

@@ -84,13 +84,19 @@ def liveness(process: Identity | None) -> Liveness:
     return "alive" if started == process.pid_started else "dead"
 
 
-def owner_name(pid: int | None) -> str:
-    """``user@host:pid``: who asks, when nobody says it. ``pid``: the process that owns the work, by default our parent."""
+def parent() -> Process:
+    """The process that called us; ourselves where that is init, the adoptive parent of everybody."""
+    pid = os.getppid() if os.getppid() > 1 else os.getpid()
+    return of(pid) or this_boot()._replace(pid=pid)
+
+
+def owner_name(pid: int) -> str:
+    """``user@host:pid``: who asks, when nobody says it. ``pid``: the process that owns the work."""
     try:
         user = pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         user = str(os.geteuid())
-    name = f"{user}@{os.uname().nodename}:{os.getppid() if pid is None else pid}"
+    name = f"{user}@{os.uname().nodename}:{pid}"
     # In containers of one host the same small pids stand for different processes, often under one host name.
     return name if _pid_namespace() in (None, _FIRST_NAMESPACE) else f"{name}@{_pid_namespace()}"
 

@@ -33,15 +33,17 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """One check. ``argv``: the arguments without the program's name. Returns the exit status."""
     process.fill_standard_streams()
+    arguments = sys.argv[1:] if argv is None else argv
+    json = "--json" in arguments
     try:
-        return _run(sys.argv[1:] if argv is None else argv, os.environ)
+        return _run(arguments, os.environ)
     except CheckpointError as error:
-        return _unknown(error.message)
+        return _unknown(error.message, json=json)
     except KeyboardInterrupt:
-        return _unknown("interrupted")
+        return _unknown("interrupted", json=json)
     except Exception as error:  # noqa: BLE001 - whatever went wrong in here, it is UNKNOWN, and never silence
         load("traceback:print_exc")()
-        return _unknown(f"a bug in the self-check: {type(error).__name__}: {error}")
+        return _unknown(f"a bug in the self-check: {type(error).__name__}: {error}", json=json)
 
 
 def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -62,12 +64,15 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     elif options.json:
         lines = [text.to_json(_document(report))]
     else:
-        lines = [text.check_line(report), *(text.finding_line(finding) for finding in report.findings)]
+        lines = [
+            text.check_line(report),
+            *(text.finding_line(finding, place=len(report.stores) > 1) for finding in report.findings),
+        ]
     try:
         process.write_stdout("".join(line + "\n" for line in lines).encode("utf-8", "backslashreplace"))
     except OSError as error:
         _say(f"{PROGRAM}: the result cannot be written: {error.strerror}")
-        severity = severity or Severity.UNKNOWN
+        severity = Severity.CRITICAL if severity is Severity.CRITICAL else Severity.UNKNOWN
     return int(severity)
 
 
@@ -150,12 +155,14 @@ def _log_lines(report: Report, took_s: float) -> bytes:
     return "".join(text.to_json(line) + "\n" for line in lines).encode()
 
 
-def _unknown(words: str) -> int:
-    line = f"CHECKPOINT UNKNOWN - {text.escape(words)}".replace("|", "/") + "\n"
+def _unknown(words: str, *, json: bool) -> int:
+    line = f"CHECKPOINT UNKNOWN - {text.escape(words)}".replace("|", "/")
+    if json:
+        line = text.to_json({"status": "UNKNOWN", "exit_code": int(Severity.UNKNOWN), "error": words})
     try:
-        process.write_stdout(line.encode("utf-8", "backslashreplace"))
+        process.write_stdout(line.encode("utf-8", "backslashreplace") + b"\n")
     except OSError:
-        _say(line.rstrip())
+        _say(line)
     return int(Severity.UNKNOWN)
 
 

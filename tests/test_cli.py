@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import stat
 import subprocess
 import time
@@ -1372,3 +1373,59 @@ def test_a_closed_standard_input_is_said(workspace: Workspace, argv: tuple[str, 
 def test_a_working_folder_that_is_gone_is_said(workspace: Workspace) -> None:
     done = workspace.run("sh", "-c", 'mkdir gone && cd gone && rmdir ../gone && "$@"', "sh", TOOL, "list")
     assert (done.code, done.err.count("\n")) == (17, 1), done
+
+
+def test_a_store_that_is_not_there_is_said_and_nothing_is_unfinished_in_it(workspace: Workspace) -> None:
+    done = ok(workspace, "list", "--json")
+    assert done.out == ""
+    assert "no store" in done.err
+    refused(workspace.tool("resume"), 3, "no store")
+
+
+def test_when_all_is_damaged_that_is_not_nothing_to_resume(workspace: Workspace) -> None:
+    ok(workspace, "start", "deploy", "--steps", "a")
+    workspace.file().write_text("{")
+    refused(workspace.tool("resume"), 12, "damaged")
+
+
+def test_a_newer_version_is_not_for_repair_to_judge(workspace: Workspace) -> None:
+    ok(workspace, "start", "deploy", "--steps", "a")
+    workspace.file().write_text(workspace.file().read_text().replace("checkpoint/v1", "checkpoint/v2"))
+    before = workspace.snapshot()
+    for option in ((), ("--accept",)):
+        refused(workspace.tool("repair", "deploy", *option), 13, "upgrade")
+    assert workspace.snapshot() == before
+    ok(workspace, "repair", "deploy", "--quarantine")
+
+
+def test_a_hard_link_is_named_with_its_cure(workspace: Workspace) -> None:
+    ok(workspace, "start", "deploy", "--steps", "a")
+    os.link(workspace.file(), workspace.path / "backup")
+    refused(workspace.tool("update", "deploy", "--complete", "a"), 12, "make one of them a copy")
+    refused(workspace.tool("repair", "deploy", "--accept"), 12, "hard-link")
+
+
+def test_who_holds_it_is_said_before_that_it_expired(workspace: Workspace) -> None:
+    ok(workspace, "start", "deploy", "--steps", "a", "--ttl", "1s", "--owner", "ann")
+    time.sleep(1.1)
+    refused(workspace.tool("start", "deploy", "--steps", "a", "--replan", "--owner", "bob"), 11, "ann")
+    refused(workspace.tool("resume", "deploy", "--owner", "bob"), 11, "ann")
+
+
+def test_a_token_that_was_never_issued_is_told_from_one_that_was_overtaken(workspace: Workspace) -> None:
+    ok(workspace, "start", "deploy", "--steps", "a")
+    refused(workspace.tool("update", "deploy", "--complete", "a", "--token", "99"), 19, "never issued")
+
+
+def test_tokens_are_found_again_when_the_lock_files_are_lost(workspace: Workspace) -> None:
+    ok(workspace, "start", "deploy", "--steps", "a")
+    ok(workspace, "resume", "deploy", "--steal", "--reason", "x", "--owner", "bob")
+    ok(workspace, "complete", "deploy", "--force", "--reason", "x", "--owner", "bob")
+    shutil.rmtree(workspace.store / ".locks")
+    assert ok(workspace, "start", "deploy", "--steps", "a", "--json").json["token"] == 3
+
+
+def test_a_full_terminal_is_no_bug(workspace: Workspace) -> None:
+    for argv in ("--version", "--help", "list --help"):
+        done = workspace.run("sh", "-c", f'"$@" {argv} >/dev/full', "sh", TOOL)
+        assert (done.code, done.err.count("\n")) == (22, 1), done

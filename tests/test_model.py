@@ -176,6 +176,14 @@ def test_the_same_owner_gets_the_same_token_again() -> None:
     assert model.claim(by_time, owner(pid=None), EXPIRED, at(5000)).token == 1
 
 
+def test_a_pid_that_came_again_is_not_the_same_owner() -> None:
+    """Names are made from pids; the start time of the process that bears one tells it from the one before."""
+    first = owner(pid=None)._replace(pid_started=7)
+    with pytest.raises(errors.Locked):
+        model.claim(run(by=first), first._replace(pid_started=8), UNKNOWN, at(5))
+    assert model.claim(run(by=first), first, UNKNOWN, at(5)).token == 1
+
+
 @pytest.mark.parametrize(
     "other",
     [owner(pid=42), owner(started=8), owner()._replace(boot_id="later"), owner()._replace(host="g" * 16), owner("bob")],

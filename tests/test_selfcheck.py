@@ -293,7 +293,6 @@ def test_critical_outweighs_unknown_outweighs_warning(workspace: Workspace) -> N
         ("--threshold", "-5m"),
         ("--critical", ""),
         ("--threshold", "9" * 9 + "w"),
-        ("--json", "--nonsense"),
         ("--quiet", "--nonsense"),
         (f"--{EVIL}",),
         ("--threshold", EVIL),
@@ -1061,9 +1060,29 @@ def test_a_result_that_cannot_be_written_is_never_ok(
 ) -> None:
     start(workspace, age_s=HOUR if stale else 0)
     result = workspace.run("sh", "-c", f'exec "$@" {where}', "sh", SELFCHECK, *argv)
-    assert result.code in ((WARNING, UNKNOWN) if stale else (UNKNOWN,))
+    assert result.code == UNKNOWN
     assert "Traceback" not in result.err
     assert len(result.err.splitlines()) == 1
+
+
+def test_bad_usage_is_json_where_json_was_asked_for(workspace: Workspace) -> None:
+    result = workspace.selfcheck("--json", "--nonsense")
+    assert result.code == result.json["exit_code"] == UNKNOWN
+    assert "--nonsense" in result.json["error"]
+
+
+def test_quiet_is_quiet_in_json_too(workspace: Workspace) -> None:
+    start(workspace)
+    assert workspace.selfcheck("--json", "--quiet") == Result(OK, "", "")
+
+
+def test_a_finding_names_its_store_where_there_are_several(workspace: Workspace) -> None:
+    agents(workspace, "ann", "bob")
+    lines = workspace.selfcheck("--root", ".").out.splitlines()[1:]
+    assert [line.split(": ")[0].split(" ", 1)[1] for line in lines if "/agents/" in line] == [
+        "./agents/ann/memory/checkpoints/ann",
+        "./agents/bob/memory/checkpoints/bob",
+    ]
 
 
 @pytest.mark.parametrize("where", [">&-", ">/dev/full", ">&- 2>&-", "<&- >&- 2>&-"])

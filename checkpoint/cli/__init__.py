@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from checkpoint import __version__, process
 from checkpoint._load import load
 from checkpoint.cli.options import emit
-from checkpoint.errors import CheckpointError
+from checkpoint.errors import CheckpointError, NotReported
 from checkpoint.render.text import escape, to_json
 
 PROGRAM = "checkpoint-tool"
@@ -104,6 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.hint.startswith(PROGRAM) and store is not None:
             hint += f" --store {shlex.quote(store)}"
         return _report(options, error.exit_code, error.name, error.message, hint)
+    except OSError as error:  # the store's are StoreUnavailable: this is --help, written where nothing can be
+        return _report(options, NotReported.exit_code, "NotReported", f"nothing could be written: {error.strerror}", "")
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the boundary: a bug is one line and exit 1, not a traceback

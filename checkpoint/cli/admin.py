@@ -40,11 +40,12 @@ def verify(
             raise SchemaMismatch(
                 f"{len(findings)} of {result.checked} files are of a newer version", hint="checkpoint-tool --version"
             )
-        first = damaged[0].place.rpartition("/")[2].removesuffix(".json")
+        repairable = [finding.place for finding in damaged if finding.kind not in ("name", "unreadable")]
+        first = repairable[0].rpartition("/")[2].removesuffix(".json") if repairable else None
         raise Damaged(
             f"{len(damaged)} of {result.checked} files are damaged",
             kind=damaged[0].kind,
-            hint=f"checkpoint-tool repair {first}",
+            hint=f"checkpoint-tool repair {first}" if first else "checkpoint-tool verify --json",
         )
 
 
@@ -73,6 +74,8 @@ def repair(
         emit(f"{text.escape(id)} is whole: nothing to repair\n", changed=False)
     else:
         words = [text.escape(done.damage.message), *map(text.escape, difference)]
+        if isinstance(done.damage, Damaged) and done.damage.kind == "digest" and done.kept is None:
+            words.append("what was changed cannot be told from the file alone: read it before you accept it")
         if done.kept is not None:
             words.append(f"{'accepted' if accept else 'set aside'}; the old file is {done.kept}")
         emit("\n".join(words) + "\n", changed=done.kept is not None)

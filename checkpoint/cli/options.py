@@ -112,7 +112,8 @@ def emit(data: str, *, changed: bool) -> None:
         process.write_stdout(data.encode("utf-8", "backslashreplace"))
     except OSError as error:
         what = "applied, but the result" if changed else "nothing was changed; the result"
-        raise NotReported(f"{what} could not be written to standard output: {error.strerror}") from None
+        words = f"{what} could not be written to standard output: {error.strerror}"
+        raise NotReported(words, hint="checkpoint-tool list --all") from None
 
 
 def emit_view(view: View, *, json: bool, **more: Any) -> None:

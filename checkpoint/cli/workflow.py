@@ -31,7 +31,7 @@ from checkpoint.cli.options import (
     seconds,
     standard_input,
 )
-from checkpoint.errors import Usage
+from checkpoint.errors import NotFound, Usage
 from checkpoint.model import PlanStep, Status, View
 from checkpoint.render import text
 
@@ -303,7 +303,11 @@ def list_(
         raise Usage(f"--status {status!r} is none of {', '.join(Status)}")
     checkpoints = open_checkpoints(store)
     wanted = None if status is None else Status(status)
-    found = list(checkpoints.list(finished=all, status=wanted, workflow=workflow))
+    try:
+        found = list(checkpoints.list(finished=all, status=wanted, workflow=workflow))
+    except NotFound as error:
+        found = []  # nothing is unfinished where nothing has begun; but the name of the store may be wrong
+        say(f"checkpoint-tool: {error.message}")
     now = checkpoints.store.now()
     if form == "table":
         rows = [_cells(listed, now) for listed in found]
@@ -331,7 +335,7 @@ def _cells(listed: Listed, now: Any) -> tuple[str, ...]:
     view = listed.view
     checkpoint = view.checkpoint
     done = sum(step.status in model.DONE for step in checkpoint.steps)
-    owner = f"{view.owner_state} {checkpoint.lease.owner}" if checkpoint.lease else ""
+    owner = f"{view.owner_state} ({checkpoint.lease.owner})" if checkpoint.lease else ""
     age = text.duration(int((now - checkpoint.progress_at).total_seconds()))
     doubt = ", ".join(view.in_doubt)
     return (checkpoint.id, checkpoint.status, f"{done}/{len(checkpoint.steps)}", view.next or "", doubt, owner, f"{age} ago")

@@ -130,9 +130,9 @@ def check_line(report: Report) -> str:
     return f"CHECKPOINT {report.severity.name} - {escape(words).replace('|', '/')} | {performance}"
 
 
-def finding_line(finding: Finding) -> str:
-    """One finding in words."""
-    name = finding.id or finding.store
+def finding_line(finding: Finding, *, place: bool) -> str:
+    """One finding in words. ``place``: with the store's, where there are several."""
+    name = (f"{finding.store}/{finding.id}" if place else finding.id) if finding.id else finding.store
     age = f" for {duration(finding.age_s)}" if finding.age_s is not None else ""
     following = f", next: {finding.next}" if finding.next else ""
     return escape(f"{finding.severity.name} {name}: {finding.reason}{age}: {finding.detail}{following}").replace("|", "/")

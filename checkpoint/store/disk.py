@@ -32,7 +32,7 @@ class Folder:
         if status.st_uid != os.geteuid():
             self.close()
             raise StoreUnavailable(
-                f"the folder {path} belongs to another user (uid {status.st_uid}); run as that user or use --store",
+                f"the folder {path} belongs to another user (uid {status.st_uid}); run as that user, or name another store",
                 hint=f"ls -ld {shlex.quote(path)}",
             )
         if status.st_mode & 0o022:

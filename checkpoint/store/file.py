@@ -101,8 +101,7 @@ class FileStore:
             done = self._done(folder)
             if checkpoint.idempotency_key is not None and done is not None and done.has(id + _SUFFIX):
                 raise AlreadyExists(f"{id} exists and is finished")
-            last, _ = lock.read()
-            checkpoint = model.above_token(checkpoint, last)
+            checkpoint = model.above_token(checkpoint, lock.read()[0] or self._last_token(done, id))
             encoded = codec.encode(checkpoint)
             lock.write(checkpoint.token)
             folder.write(id + _SUFFIX, encoded.raw, owner=id)
@@ -351,6 +350,17 @@ class FileStore:
             return folder.child("done")
         except FileNotFoundError:
             return None
+
+    def _last_token(self, done: Folder | None, id: str) -> int:
+        """The token of the last finished run: for a store that came back from a backup without its lock files."""
+        if done is None or not done.is_folder(id):
+            return 0
+        with done.child(id) as history:
+            runs = [name for name in history.names() if RUN_ID.fullmatch(name.removesuffix(_SUFFIX))]
+            try:
+                return self._read(history, max(runs), id).checkpoint.token if runs else 0
+            except CheckpointError:
+                return 0
 
     def _is_put_away(self, done: Folder | None, checkpoint: Checkpoint) -> bool:
         """Whether a finished run that still stands among the unfinished ones is below ``done`` too."""
