@@ -5,6 +5,7 @@ failure, of any kind: a check that could not check never says OK. It writes noth
 """
 
 import argparse
+import functools
 import os
 import sys
 import time
@@ -80,6 +81,8 @@ def check(stores: Sequence[str], policy: Policy, now: datetime) -> Report:
     """Look at every unfinished checkpoint of the stores, and at nothing else. Raises nothing for a bad file or store."""
     findings: list[Finding] = []
     unfinished = 0
+    # Asked once for each process: a run judges one moment, and one agent may hold very many.
+    liveness = functools.cache(process.liveness)
     for store in stores:
         try:
             for entry in open_store(store).scan():
@@ -89,7 +92,7 @@ def check(stores: Sequence[str], policy: Policy, now: datetime) -> Report:
                     continue
                 unfinished += 1
                 lease = entry.checkpoint.lease
-                state = model.owner_state(lease, process.liveness(lease), now)
+                state = model.owner_state(lease, liveness(_process(lease)), now)
                 finding = monitor.judge(entry.checkpoint, state, now, policy, store)
                 if finding is not None:
                     findings.append(finding)
@@ -98,6 +101,12 @@ def check(stores: Sequence[str], policy: Policy, now: datetime) -> Report:
         except CheckpointError as error:
             findings.append(monitor.missing_store(store, error.message))
     return monitor.report(now, stores, findings, unfinished, policy)
+
+
+def _process(lease: model.Lease | None) -> process.Process | None:
+    if lease is None:
+        return None
+    return process.Process(lease.host, lease.boot_id, lease.pid_ns, lease.pid, lease.pid_started)
 
 
 def _parser() -> argparse.ArgumentParser:
