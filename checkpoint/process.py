@@ -106,7 +106,7 @@ def provable(process: Process) -> bool:
 
     Not in a container: the next one has another pid namespace, and cannot tell that this one is gone.
     """
-    return None not in (process.boot_id, process.pid_started) and process.pid_ns == _FIRST_NAMESPACE
+    return None not in (process.boot_id, process.pid, process.pid_started) and process.pid_ns == _FIRST_NAMESPACE
 
 
 def own_pid() -> int:

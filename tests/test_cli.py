@@ -1429,3 +1429,11 @@ def test_a_full_terminal_is_no_bug(workspace: Workspace) -> None:
     for argv in ("--version", "--help", "list --help"):
         done = workspace.run("sh", "-c", f'"$@" {argv} >/dev/full', "sh", TOOL)
         assert (done.code, done.err.count("\n")) == (22, 1), done
+
+
+def test_a_claim_that_nobody_named_holds_for_thirty_minutes(workspace: Workspace) -> None:
+    """As it is typed in a terminal: no --owner, no $CHECKPOINT_OWNER, no --lease."""
+    lease = ok(workspace, "start", "deploy", "--steps", "a", "--json", env={"CHECKPOINT_OWNER": ""}).json["lease"]
+    assert lease["owner"].endswith(f":{os.getpid()}")
+    assert (lease["pid"], lease["lease_s"]) == (None, 1800)
+    assert lease["expires_at"] > lease["acquired_at"]
