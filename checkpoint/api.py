@@ -546,6 +546,7 @@ class Workflow:
         return self.view().in_doubt
 
     def view(self) -> View:
+        """The record as this handle knows it, with what only the moment tells."""
         return self._checkpoints._view(self.checkpoint, self._checkpoints.store.now())
 
     def step(self, name: str, *, once: bool = False) -> "StepRun":
@@ -591,22 +592,37 @@ class Workflow:
         return self._write(change)
 
     def begin(self, name: str, *, once: bool = False) -> Checkpoint:
+        """Mark a step begun; in an open plan it is appended first. ``once``: its effect must not be repeated blindly.
+
+        Raises NotFound (not in a declared plan), InDoubt, InvalidTransition (done before, or the run blocked or
+        finished), StaleToken, Locked.
+        """
         return self.update(Update(begin=[name], once=once))
 
     def complete_step(self, name: str, result: Any = None) -> Checkpoint:
+        """Mark a step completed, with anything that JSON can hold; done before: nothing changes, the first result stays.
+
+        Raises NotFound, InvalidTransition, Usage (no JSON, too large), StaleToken, Locked.
+        """
         return self.update(Update(complete=[name], result=result))
 
     def fail_step(self, name: str, error: str) -> Checkpoint:
+        """Mark a step failed: it ended without its effect, and may begin again. Raises what ``complete_step`` raises."""
         return self.update(Update(fail=[name], error=error))
 
     def complete(self, *, force_reason: str | None = None) -> Checkpoint:
-        """Finish the run. Every step must be completed or skipped, unless ``force_reason`` says why not."""
+        """Finish the run. Every step must be completed or skipped, unless ``force_reason`` says why not.
+
+        Raises InvalidTransition (steps left; ended otherwise before), StaleToken, Locked.
+        """
         return self._finish(Status.COMPLETED, force_reason)
 
     def fail(self, reason: str) -> Checkpoint:
+        """End the run as failed, for good. Raises InvalidTransition (ended otherwise before), StaleToken, Locked."""
         return self._finish(Status.FAILED, reason)
 
     def cancel(self, reason: str) -> Checkpoint:
+        """End a run that is no longer wanted, for good. Raises what ``fail`` raises."""
         return self._finish(Status.CANCELLED, reason)
 
     def heartbeat(self) -> Checkpoint:

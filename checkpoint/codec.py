@@ -177,6 +177,7 @@ _ENVELOPE_PIECES = {"schema": f'"schema":"{SCHEMA}"', "schema_sha256": f'"schema
 _KINDS = {str: "a string", int: "a number", float: "a number", bool: "a boolean", list: "an array", type(None): "null"}
 
 
+# What a first write is compared with: no field of it is kept, so nothing of it is ever reused.
 _NOTHING = Encoded(Checkpoint(*([None] * len(Checkpoint._fields)))._replace(steps=()), b"")  # type: ignore[arg-type]
 
 

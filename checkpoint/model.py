@@ -241,6 +241,7 @@ def in_doubt(checkpoint: Checkpoint, state: OwnerState) -> tuple[str, ...]:
 
 
 def view(checkpoint: Checkpoint, state: OwnerState) -> View:
+    """The checkpoint with what follows from its owner's ``state``."""
     following = next_step(checkpoint) if checkpoint.unfinished else None
     return View(checkpoint, state, in_doubt(checkpoint, state), following.name if following else None)
 
@@ -538,7 +539,7 @@ def add_step(checkpoint: Checkpoint, name: str, *, once: bool = False) -> Checkp
 def begin_step(checkpoint: Checkpoint, name: str, state: OwnerState, now: datetime, *, once: bool = False) -> Checkpoint:
     """Mark the step begun under the present token.
 
-    A repeatable step in doubt begins again; so does a failed one. Raises InDoubt for one marked once that is in doubt,
+    A repeatable step in doubt begins again; so does a failed one. Raises InDoubt for one marked once that has begun,
     InvalidTransition for one that is completed or skipped (or the run blocked), NotFound outside a declared plan.
     """
     if checkpoint.open_plan and checkpoint.step(name) is None:
@@ -639,6 +640,7 @@ def block(checkpoint: Checkpoint, reason: str) -> Checkpoint:
 
 
 def unblock(checkpoint: Checkpoint, now: datetime) -> Checkpoint:
+    """It waits no longer. Counts as progress, or the run would be stale the moment it may go on."""
     if checkpoint.status is Status.IN_PROGRESS:
         return checkpoint
     _refuse_finished(checkpoint)
@@ -646,6 +648,7 @@ def unblock(checkpoint: Checkpoint, now: datetime) -> Checkpoint:
 
 
 def note(checkpoint: Checkpoint, text: str, by: str, now: datetime) -> Checkpoint:
+    """Add a note. Raises InvalidTransition on a finished run."""
     _refuse_finished(checkpoint)
     return checkpoint._replace(notes=(*checkpoint.notes, Note(now, by, text)))
 

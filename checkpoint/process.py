@@ -110,6 +110,7 @@ def provable(process: Process) -> bool:
 
 
 def own_pid() -> int:
+    """The pid of this process."""
     return os.getpid()
 
 
