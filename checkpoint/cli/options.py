@@ -2,7 +2,7 @@
 
 import sys
 from os import environ
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, BinaryIO
 
 import typer
 
@@ -116,9 +116,9 @@ def emit(data: str, *, changed: bool) -> None:
         raise NotReported(words, hint="checkpoint-tool list --all") from None
 
 
-def emit_view(view: View, *, json: bool, **more: Any) -> None:
-    """One line in words, or the record as JSON with the fields of ``more``."""
-    emit((text.to_json(document(view) | more) if json else text.brief(view)) + "\n", changed=True)
+def emit_view(view: View, *, json: bool) -> None:
+    """One line in words, or the record as JSON."""
+    emit((text.to_json(document(view)) if json else text.brief(view)) + "\n", changed=True)
 
 
 def say(words: str) -> None:
