@@ -15,14 +15,14 @@ import functools
 import hashlib
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, ParamSpec, TypeVar
 
-from checkpoint import codec, model, process
+from checkpoint import codec, model, process, secrets
 from checkpoint._load import load
 from checkpoint.errors import (
     AlreadyExists,
@@ -35,11 +35,27 @@ from checkpoint.errors import (
     NotFound,
     NothingToResume,
     SchemaMismatch,
+    SecretFound,
     StaleToken,
     StoreUnavailable,
     Usage,
 )
-from checkpoint.model import Checkpoint, JsonObject, Owner, OwnerState, PlanStep, Status, View
+from checkpoint.model import (
+    RUN_ID,
+    Cause,
+    Checkpoint,
+    JsonObject,
+    Outcome,
+    Owner,
+    PlanStep,
+    RunState,
+    Standing,
+    Status,
+    Step,
+    StepProcess,
+    StepStatus,
+    View,
+)
 from checkpoint.store import DEFAULT_STORE, Entry, Store, open_store
 
 _P = ParamSpec("_P")
@@ -49,6 +65,12 @@ NEWER = "newer"
 
 POLL_S = 0.1
 """How often a waiting ``resume`` looks again."""
+
+LEAVING_S = 8.0
+"""How long ``start`` and ``resume`` wait for the command of a dead owner to go: it is being ended, within 5 s."""
+
+EXEC_STEP = "command"
+"""The one step of a run that is nothing but one command."""
 
 
 def owner(name: str | None = None, *, pid: int | None = None, lease_s: int | None = None, time_held: bool = False) -> Owner:
@@ -86,6 +108,13 @@ def owner(name: str | None = None, *, pid: int | None = None, lease_s: int | Non
         pid_started=who.pid_started,
         lease_s=lease_s,
     )
+
+
+class RunStatus(NamedTuple):
+    """The answer to "did that run finish, or was it interrupted?"."""
+
+    checkpoint: Checkpoint
+    state: RunState
 
 
 class Listed(NamedTuple):
@@ -155,12 +184,23 @@ class Checkpoints:
     """A store of checkpoints, and who asks.
 
     ``store``: a folder (made by the first ``start``), ``"memory:"``, or a Store. ``owner``: who claims and writes,
-    by default this process: the kernel proves whether it lives, and a claim ends with it.
+    by default this process: the kernel proves whether it lives, and a claim ends with it. ``allow_secrets``: rules
+    (docs/secrets.md) by which a text may look like a credential and is taken all the same; a note says so.
     """
 
-    def __init__(self, store: str | Path | Store = DEFAULT_STORE, *, owner: Owner | None = None) -> None:
+    def __init__(
+        self,
+        store: str | Path | Store = DEFAULT_STORE,
+        *,
+        owner: Owner | None = None,
+        allow_secrets: Collection[str] = (),
+    ) -> None:
         self.store: Store = open_store(store) if isinstance(store, str | Path) else store
         self.owner = owner if owner is not None else _owner()
+        unknown = sorted(set(allow_secrets) - set(secrets.RULES))
+        if unknown:
+            raise Usage(f"there is no rule {unknown[0]!r} for secrets; the rules are {', '.join(secrets.RULES)}")
+        self.allow_secrets = frozenset(allow_secrets)
 
     # --- begin and take over -----------------------------------------------------------------------------------------
 
@@ -188,9 +228,9 @@ class Checkpoints:
         workflow has one unfinished run, and after it a new one. ``input``: bytes or an open file that belong to the
         identity of the run; only their hash is kept. Durations in seconds.
 
-        Raises Usage, Locked, Conflict (other plan or input; ``replan`` takes the new plan and keeps what is completed),
-        InvalidTransition (expired; or the key's run failed or was cancelled), AttemptsExhausted, InDoubt, SchemaMismatch
-        (``data`` breaks ``data_schema``), Damaged, StoreUnavailable.
+        Raises Usage, SecretFound, Locked, Conflict (other plan or input; ``replan`` takes the new plan and keeps what is
+        completed), InvalidTransition (expired; or the key's run failed or was cancelled), AttemptsExhausted, InDoubt,
+        SchemaMismatch (``data`` breaks ``data_schema``), Damaged, StoreUnavailable.
         """
         model.check_name(workflow, "workflow name")
         plan = None if steps is None else model.checked_plan(_plan_step(step) for step in steps)
@@ -202,6 +242,8 @@ class Checkpoints:
                 _check_number(number, what)
         data = None if data is None else codec.copied(data)
         data_schema = None if data_schema is None else codec.copied(data_schema)
+        texts = {"idempotency_key": key, "agent": agent, "handoff_to": handoff_to, "note": note}
+        allowed = self.screen(texts | {"data": data, "data_schema": data_schema})
         schema_sha256 = None
         if data_schema is not None:
             problem = load("checkpoint.validate:schema_problem")(data_schema)
@@ -231,7 +273,7 @@ class Checkpoints:
                 stale_after_s=stale_after_s,
                 max_attempts=max_attempts,
             )
-            return self._noted(checkpoint, note, now)
+            return self._noted(checkpoint, (note, allowed), now)
 
         def reenter(checkpoint: Checkpoint, now: datetime) -> Checkpoint:
             if (checkpoint.workflow, checkpoint.idempotency_key) != (workflow, key):
@@ -245,7 +287,7 @@ class Checkpoints:
             entered = model.enter(
                 checkpoint,
                 self.owner,
-                _state(checkpoint, now),
+                _standing(checkpoint, now),
                 now,
                 plan=plan,
                 fingerprint=fingerprint,
@@ -259,7 +301,7 @@ class Checkpoints:
             )
             if entered.data_schema is not checkpoint.data_schema and entered.data_schema is not None:
                 _check_data(entered.data_schema, entered.data)
-            return entered if entered.token == checkpoint.token else self._noted(entered, note, now)
+            return entered if entered.token == checkpoint.token else self._noted(entered, (note, allowed), now)
 
         while True:
             try:
@@ -268,7 +310,7 @@ class Checkpoints:
             except AlreadyExists:
                 pass
             try:
-                checkpoint = self.store.update(id, reenter)
+                checkpoint = _once_gone(lambda: self.store.update(id, reenter))
             except NotFound:
                 continue  # finished and moved, or removed, since we looked
             if checkpoint.unfinished:
@@ -293,21 +335,107 @@ class Checkpoints:
         """
         if steal_reason is not None:
             _check_text(steal_reason, "reason")
+            self.screen({"reason": steal_reason})
             if id is None:
                 raise Usage("to take work from a live owner, name it")
         if agent is not None:
             _check_text(agent, "agent", 256)
+            self.screen({"agent": agent})
         deadline = time.monotonic() + wait_s
         while True:
             try:
                 if id is not None:
-                    return self._claim(id, agent, steal_reason)
+                    return _once_gone(lambda: self._claim(id, agent, steal_reason))
                 return self._resume_oldest(agent)
             except (Locked, NothingToResume) as error:
                 left = deadline - time.monotonic()
                 if left <= 0 or (isinstance(error, NothingToResume) and not error.worth_waiting):
                     raise
                 time.sleep(min(POLL_S, left))
+
+    def invoke(
+        self,
+        workflow: str,
+        *,
+        key: str | None = None,
+        label: str | None = None,
+        overlap: bool = True,
+        process: StepProcess | None = None,
+    ) -> "Workflow":
+        """Begin a run that is one command, its step EXEC_STEP begun by ``process``.
+
+        Without ``key`` it is a run of its own, its run id behind ``label`` and a colon; one that was cut short before is
+        closed first, as interrupted, and one that is alive goes on beside it, or with ``overlap`` False raises Locked.
+        With ``key`` it is the run of that key: completed, there is nothing to do (the handle's run is finished); else
+        it is tried again. Raises what ``start`` raises.
+        """
+        model.check_name(workflow, "workflow name")
+        plan = (PlanStep(EXEC_STEP),)
+        if not overlap:
+            for other in self._unfinished(workflow):
+                if other.idempotency_key is None or other.idempotency_key != key:
+                    # Refused like any claim; but where only the rest of a dead run is in the way, that is waited for.
+                    _once_gone(lambda id=other.id: self._refuse_held(id))  # type: ignore[misc]
+        if key is not None:
+            run = self.start(workflow, plan, key=key)
+            if run.checkpoint.unfinished:
+                run.begin(EXEC_STEP, process=process)
+            return run
+        if label is not None:
+            _check_label(label)
+        while True:
+            now = self.store.now()
+            run_id = _run_id(now) if label is None else f"{label}:{_run_id(now)}"
+            fresh = _fresh_command(workflow, run_id, plan, self.owner, now, process)
+            taken = False
+            for earlier in self._unfinished(workflow):
+                if earlier.id == workflow and earlier.fingerprint != fresh.fingerprint:
+                    raise model.plan_conflict(earlier, plan)
+                if earlier.idempotency_key not in (None, earlier.run_id):
+                    continue  # under a key of the caller's, and tried again under that key
+                if not _standing(earlier, now).held:
+                    self._close_interrupted(earlier)
+                elif earlier.id == workflow and not overlap:
+                    self._refuse_held(workflow)  # it began since we looked
+                elif earlier.id == workflow:
+                    taken = True
+            if taken:
+                # Its own run id is the key: an id that no other run has, and no file that another run could take.
+                id = f"{workflow}-{hashlib.sha256(run_id.encode()).hexdigest()[:12]}"
+                fresh = fresh._replace(id=id, idempotency_key=run_id)
+            try:
+                created = self.store.create(fresh)
+                return Workflow(self, created, created=True, token=created.token)
+            except AlreadyExists:
+                self._put_away(workflow)
+
+    def status(self, name: str, *, previous: bool = False) -> RunStatus:
+        """How the last run of the workflow ``name`` stands, or that run if it is a run id; ``previous``: the one before.
+
+        Raises NotFound where there is none, Damaged where it cannot be told which was the last.
+        """
+        wanted = self.store.load(name) if RUN_ID.fullmatch(name) else None
+        if wanted is not None and not previous:
+            return self._run_status(wanted)
+        workflow = name if wanted is None else wanted.workflow
+        # Of the history the newest would do; a run that is named may be anywhere in it.
+        newest = 2 if wanted is None else None
+        found: dict[str, Checkpoint] = {}
+        for entry in self.store.scan(finished=True, workflow=workflow, newest=newest):
+            if entry.error is not None:
+                raise entry.error
+            if entry.checkpoint is not None and entry.checkpoint.workflow == workflow:
+                # One that ends while we look may be met in both places; the later look is the truer one.
+                found[entry.checkpoint.run_id] = entry.checkpoint
+        runs = sorted(found.values(), key=_began, reverse=True)
+        if wanted is not None:
+            runs = [run for run in runs if _began(run) <= _began(wanted)]
+        elif not runs and not previous:
+            return self._run_status(self.store.load(name))  # the id of a run with a key
+        if len(runs) <= previous:
+            what = "earlier run" if previous else "run"
+            raise NotFound(f"there is no {what} of {name} in {self.store.location}", hint="checkpoint-tool list --all")
+        return self._run_status(runs[previous])
 
     def open(self, id: str, *, token: int | None = None) -> "Workflow":
         """A handle without a claim: writes are taken with the last ``token``, or while nobody else holds the run, and
@@ -326,7 +454,8 @@ class Checkpoints:
         Raises NotFound where there is no store.
         """
         now = self.store.now()
-        found = [self._listed(entry, now) for entry in self.store.scan(finished=finished or _is_final(status))]
+        entries = self.store.scan(finished=finished or _is_final(status), workflow=workflow)
+        found = [self._listed(entry, now) for entry in entries]
         for listed in sorted(found, key=_by_age):
             if listed.view is not None:
                 checkpoint = listed.view.checkpoint
@@ -451,8 +580,8 @@ class Checkpoints:
 
     def _claim(self, id: str, agent: str | None, steal_reason: str | None) -> "Workflow":
         def change(checkpoint: Checkpoint, now: datetime) -> Checkpoint:
-            state = _state(checkpoint, now)
-            return model.claim(checkpoint, self.owner, state, now, agent=agent, steal_reason=steal_reason)
+            standing = _standing(checkpoint, now)
+            return model.claim(checkpoint, self.owner, standing, now, agent=agent, steal_reason=steal_reason)
 
         claimed = self.store.update(id, change)
         return Workflow(self, claimed, token=claimed.token)
@@ -501,7 +630,7 @@ class Checkpoints:
         return Listed(entry.name, entry.place, view, entry.error)
 
     def _view(self, checkpoint: Checkpoint, now: datetime) -> View:
-        return model.view(checkpoint, _state(checkpoint, now))
+        return model.view(checkpoint, _standing(checkpoint, now))
 
     def _entry(self, name: str) -> Entry:
         try:
@@ -509,10 +638,87 @@ class Checkpoints:
         except (Damaged, SchemaMismatch) as error:
             return Entry(name, name, None, error)
 
-    def _noted(self, checkpoint: Checkpoint, note: str | None, now: datetime) -> Checkpoint:
-        if note is None:
+    def screen(self, fields: Mapping[str, Any]) -> str | None:
+        """What is to be written, looked at before it is. Raises SecretFound; gives the words of a note where something
+        that looks like a secret is allowed."""
+        hits = [hit for name, value in fields.items() if value is not None for hit in secrets.find(value, f"$.{name}")]
+        refused = [hit for hit in hits if hit.rule not in self.allow_secrets]
+        if refused:
+            places = ", ".join(dict.fromkeys(f"{hit.path} ({hit.rule})" for hit in refused))
+            raise SecretFound(
+                f"this looks like a secret, and is not written down: {places}; keep it elsewhere and name the place"
+                f" (or --allow-secret {refused[0].rule}, if it is none)",
+                hint="checkpoint-tool update --help",
+            )
+        if not hits:
+            return None
+        return "allowed what looks like a secret: " + ", ".join(dict.fromkeys(f"{hit.path} ({hit.rule})" for hit in hits))
+
+    def _noted(self, checkpoint: Checkpoint, notes: Iterable[str | None], now: datetime) -> Checkpoint:
+        for note in notes:
+            if note is not None:
+                checkpoint = model.note(checkpoint, _check_text(note, "note"), self.owner.name, now)
+        return checkpoint
+
+    def _run_status(self, checkpoint: Checkpoint) -> RunStatus:
+        now = self.store.now()
+        return RunStatus(checkpoint, model.run_state(checkpoint, _standing(checkpoint, now), now))
+
+    def _unfinished(self, workflow: str) -> Sequence[Checkpoint]:
+        """The unfinished runs of ``workflow``. Raises Damaged or SchemaMismatch for the one without a key."""
+        found = []
+        try:
+            entries = [*self.store.scan(workflow=workflow)]
+        except NotFound:
+            return ()  # the first one makes the store
+        for entry in entries:
+            if entry.error is not None and entry.name == workflow:
+                raise entry.error
+            checkpoint = entry.checkpoint
+            if checkpoint is not None and checkpoint.workflow == workflow:
+                found.append(checkpoint)
+        return found
+
+    def _refuse_held(self, id: str) -> None:
+        def refuse(checkpoint: Checkpoint, now: datetime) -> Checkpoint:
+            standing = _standing(checkpoint, now)
+            if checkpoint.unfinished and standing.held:
+                model.claim(checkpoint, self.owner, standing, now)
             return checkpoint
-        return model.note(checkpoint, _check_text(note, "note"), self.owner.name, now)
+
+        try:
+            self.store.update(id, refuse)
+        except NotFound:
+            pass  # it has ended since
+
+    def _put_away(self, id: str) -> None:
+        """Move a finished run whose process died before it could."""
+        try:
+            found = self.store.load(id)
+        except NotFound:
+            return
+        if not found.unfinished:
+            self.store.archive(id, found.run_id)
+
+    def _close_interrupted(self, checkpoint: Checkpoint) -> None:
+        """End a run whose process is gone, so that the next of its workflow can begin."""
+        words = "its process ended without a word"
+
+        def change(checkpoint: Checkpoint, standing: Standing, now: datetime) -> Checkpoint:
+            following = model.next_step(checkpoint)
+            if following is None:  # somebody saw that its effect is in place, and said so
+                return model.finish(checkpoint, Status.COMPLETED, standing, now)
+            if following.status is StepStatus.BEGUN:
+                outcome = Outcome(cause=Cause.INTERRUPT, error=words)
+                checkpoint = model.end_step(checkpoint, following.name, standing, now, outcome)
+            return model.finish(checkpoint, Status.FAILED, standing, now, reason=words)
+
+        run = Workflow(self, checkpoint)
+        try:
+            run._write(change, renew=False)
+            run._archive()
+        except (InvalidTransition, NotFound, StaleToken):
+            pass  # somebody else was faster
 
     def _reseal(self, id: str, raw: bytes) -> Checkpoint:
         return codec.decode(raw, id, sealed=False).checkpoint
@@ -536,6 +742,11 @@ class Workflow:
         return self.checkpoint.id
 
     @property
+    def location(self) -> str:
+        """Of the store, as it was named."""
+        return self._checkpoints.store.location
+
+    @property
     def next(self) -> str | None:
         """Name of the first step that is neither completed nor skipped."""
         return self.view().next
@@ -554,7 +765,8 @@ class Workflow:
         return StepRun(self, name, once)
 
     def update(self, update: Update) -> Checkpoint:
-        """Several changes as one. Raises what the changes raise, and StaleToken or Locked; then nothing is changed."""
+        """Several changes as one. Raises what the changes raise, SecretFound, StaleToken or Locked; then nothing is
+        changed."""
         for text, what in ((update.block, "reason"), (update.error, "error"), (update.reason, "reason")):
             if text is not None:
                 _check_text(text, what)
@@ -562,8 +774,17 @@ class Workflow:
             _check_text(text, "note")
         data = None if update.data is None else codec.copied(update.data)
         result = codec.copied(update.result)
+        allowed = self._checkpoints.screen(
+            {
+                "notes": list(update.notes),
+                "data": data,
+                "result": result,
+                "error": update.error,
+                "reason": [update.block, update.reason],
+            }
+        )
 
-        def change(checkpoint: Checkpoint, state: OwnerState, now: datetime) -> Checkpoint:
+        def change(checkpoint: Checkpoint, standing: Standing, now: datetime) -> Checkpoint:
             after = checkpoint
             for name in update.add:
                 after = model.add_step(after, name, once=update.once)
@@ -578,7 +799,7 @@ class Workflow:
             if update.unblock:
                 after = model.unblock(after, now)
             for name in update.begin:
-                after = model.begin_step(after, name, state, now, once=update.once)
+                after = model.begin_step(after, name, standing, now, once=update.once)
             if update.block is not None:
                 after = model.block(after, update.block)
             for text in update.notes:
@@ -587,17 +808,81 @@ class Workflow:
                 after = model.merge_data(after, data)
                 if after.data is not checkpoint.data and after.data_schema is not None:
                     _check_data(after.data_schema, after.data)
-            return after
+            return after if after is checkpoint else self._checkpoints._noted(after, (allowed,), now)
 
         return self._write(change)
 
-    def begin(self, name: str, *, once: bool = False) -> Checkpoint:
-        """Mark a step begun; in an open plan it is appended first. ``once``: its effect must not be repeated blindly.
+    def hold(self, by: Owner) -> bool:
+        """Make sure that this handle writes as the holder of the lease; where nobody holds it, claim it for ``by``.
 
-        Raises NotFound (not in a declared plan), InDoubt, InvalidTransition (done before, or the run blocked or
-        finished), StaleToken, Locked.
+        Returns whether it had to be claimed: such a claim is to be released. Raises Locked, StaleToken, and what
+        ``resume`` raises.
         """
-        return self.update(Update(begin=[name], once=once))
+        owner, token = self._checkpoints.owner, self.token
+        claimed = False
+
+        def change(checkpoint: Checkpoint, standing: Standing, now: datetime) -> Checkpoint:
+            nonlocal claimed
+            claimed = not model.is_held_by(checkpoint, owner, token, standing)
+            return model.claim(checkpoint, by, standing, now) if claimed else checkpoint
+
+        if model.is_held_by(self.checkpoint, owner, token, _standing(self.checkpoint, self._checkpoints.store.now())):
+            self.token = self.checkpoint.token
+            return False
+        self.token = _once_gone(lambda: self._write(change, renew=False)).token
+        return claimed
+
+    def done(self, name: str) -> Step | None:
+        """The step, if it is completed or skipped; that it is, is durable then: whoever wrote it may have died before."""
+        step = self._checkpoints.store.load(self._name).step(name)
+        if step is None or step.status not in model.DONE:
+            return None
+        self._checkpoints.store.update(self._name, lambda checkpoint, _: checkpoint)
+        return step
+
+    def begin(self, name: str, *, once: bool = False, add: bool = False, process: StepProcess | None = None) -> Checkpoint:
+        """Mark a step begun; in an open plan, or with ``add``, it is appended first.
+
+        ``once``: its effect must not be repeated blindly. ``process``: of the command that does it; while that lives,
+        nobody else can begin the step. Raises NotFound (not in a declared plan), InDoubt, InvalidTransition (done
+        before, or the run blocked or finished), StaleToken, Locked.
+        """
+
+        def change(checkpoint: Checkpoint, standing: Standing, now: datetime) -> Checkpoint:
+            after = model.add_step(checkpoint, name, once=once) if add else checkpoint
+            return model.begin_step(after, name, standing, now, once=once, process=process)
+
+        return self._write(change)
+
+    def end(self, name: str, outcome: Outcome, *, attempt: int | None = None, run_too: bool = False) -> Checkpoint:
+        """How the step's command ended: the step is completed, failed, or in doubt.
+
+        ``attempt``: which attempt it was, where the caller ran it; else nobody may be at it.
+        Secrets in ``outcome.output`` and ``outcome.error`` are redacted. ``run_too``: the run is nothing but this
+        command, and ends with it: completed or failed; one with a key is given back instead, to be tried again.
+        Raises NotFound, InvalidTransition, StaleToken, Locked.
+        """
+        output, error = (text and secrets.redact(text) for text in (outcome.output, outcome.error))
+        told = outcome._replace(output=output, error=error)
+
+        def change(checkpoint: Checkpoint, standing: Standing, now: datetime) -> Checkpoint:
+            after = model.end_step(checkpoint, name, standing, now, told, attempt=attempt)
+            if not run_too:
+                return after
+            if told.good:
+                return model.finish(after, Status.COMPLETED, standing, now)
+            if after.idempotency_key not in (None, after.run_id):
+                return model.release(after)
+            return model.finish(after, Status.FAILED, standing, now, reason=told.error)
+
+        try:
+            self._write(change, renew=not run_too)
+        except Usage:  # the record is full: what happened matters more than what was printed
+            told = told._replace(output=None)
+            self._write(change, renew=not run_too)
+        if not self.checkpoint.unfinished:
+            self._archive()
+        return self.checkpoint
 
     def complete_step(self, name: str, result: Any = None) -> Checkpoint:
         """Mark a step completed, with anything that JSON can hold; done before: nothing changes, the first result stays.
@@ -649,7 +934,7 @@ class Workflow:
             if kind is None:
                 raise
 
-    def _write(self, change: Callable[[Checkpoint, OwnerState, datetime], Checkpoint], *, renew: bool = True) -> Checkpoint:
+    def _write(self, change: Callable[[Checkpoint, Standing, datetime], Checkpoint], *, renew: bool = True) -> Checkpoint:
         owner, token = self._checkpoints.owner, self.token
 
         def authorized(checkpoint: Checkpoint, now: datetime) -> Checkpoint:
@@ -658,9 +943,9 @@ class Workflow:
                     f"the run {self.checkpoint.run_id} of {self.id} has ended, and {checkpoint.run_id} has begun since",
                     hint=f"checkpoint-tool show {self.checkpoint.run_id}",
                 )
-            state = _state(checkpoint, now)
-            model.authorize(checkpoint, owner, token, state)
-            after = change(checkpoint, state, now)
+            standing = _standing(checkpoint, now)
+            model.authorize(checkpoint, owner, token, standing)
+            after = change(checkpoint, standing, now)
             held_by_time = checkpoint.lease is not None and checkpoint.lease.lease_s is not None
             if renew and checkpoint.unfinished and (held_by_time or after is not checkpoint):
                 return model.renew(after, owner, token, now)
@@ -670,22 +955,29 @@ class Workflow:
         return self.checkpoint
 
     def _finish(self, status: Status, reason: str | None) -> Checkpoint:
+        allowed = None
         if reason is not None:
             _check_text(reason, "reason")
-        self._write(
-            lambda checkpoint, state, now: model.finish(checkpoint, status, state, now, reason=reason),
-            renew=False,
-        )
+            allowed = self._checkpoints.screen({"reason": reason})
+
+        def change(checkpoint: Checkpoint, standing: Standing, now: datetime) -> Checkpoint:
+            noted = checkpoint if checkpoint.status is status else self._checkpoints._noted(checkpoint, (allowed,), now)
+            return model.finish(noted, status, standing, now, reason=reason)
+
+        self._write(change, renew=False)
+        self._archive()
+        return self.checkpoint
+
+    def _archive(self) -> None:
         try:
             self._checkpoints.store.archive(self.checkpoint.id, self.checkpoint.run_id)
         except CheckpointError as error:
             raise StoreUnavailable(
-                f"{self.id} is {status}, and that is durable, but it could not be moved to the finished runs yet"
-                f" (the next change of it does that): {error.message}",
+                f"{self.id} is {self.checkpoint.status}, and that is durable, but it could not be moved to the finished"
+                f" runs yet (the next change of it does that): {error.message}",
                 applied=True,
                 hint=f"checkpoint-tool show {self.id}",
             ) from error
-        return self.checkpoint
 
 
 class StepRun:
@@ -708,14 +1000,9 @@ class StepRun:
         self.result: Any = None
 
     def __enter__(self) -> "StepRun":
-        store = self._workflow._checkpoints.store
-        checkpoint = store.load(self._workflow._name)
-        step = checkpoint.step(self.name)
-        self.done = step is not None and step.status in model.DONE
-        if self.done:
-            # "Done" is an acknowledgement: whoever wrote it may have died before it was durable.
-            store.update(self._workflow._name, lambda stored, _: stored)
-            assert step is not None
+        step = self._workflow.done(self.name)
+        self.done = step is not None
+        if step is not None:
             self.result = codec.copied(step.result)
         else:
             self._workflow.begin(self.name, once=self._once)
@@ -747,8 +1034,40 @@ class StepRun:
 _owner = owner  # ``Checkpoints.__init__`` has a parameter of that name
 
 
-def _state(checkpoint: Checkpoint, now: datetime) -> OwnerState:
-    return model.owner_state(checkpoint.lease, process.liveness(checkpoint.lease), now)
+def _standing(checkpoint: Checkpoint, now: datetime) -> Standing:
+    return model.standing(checkpoint, process.liveness, now)
+
+
+def _once_gone(attempt: Callable[[], _R]) -> _R:
+    """The result of ``attempt``, made again while only the command of a dead owner stands in its way."""
+    deadline = time.monotonic() + LEAVING_S
+    while True:
+        try:
+            return attempt()
+        except Locked as error:
+            if not error.leaving or time.monotonic() >= deadline:
+                raise
+            time.sleep(POLL_S)
+
+
+def _fresh_command(
+    workflow: str, run_id: str, plan: Sequence[PlanStep], owner: Owner, now: datetime, process: StepProcess | None
+) -> Checkpoint:
+    run = model.new(
+        id=workflow,
+        workflow=workflow,
+        run_id=run_id,
+        idempotency_key=None,
+        fingerprint=_fingerprint(plan, None),
+        plan=plan,
+        owner=owner,
+        now=now,
+    )
+    return model.begin_step(run, EXEC_STEP, Standing(model.OwnerState.ALIVE), now, process=process)
+
+
+def _began(checkpoint: Checkpoint) -> tuple[datetime, str]:
+    return checkpoint.created_at, model.bare(checkpoint.run_id)
 
 
 def _receipt(checkpoint: Checkpoint, fingerprint: str, plan: Sequence[PlanStep] | None) -> Checkpoint:
@@ -826,6 +1145,11 @@ def json_object(text: str, what: str) -> dict[str, Any]:
     return value
 
 
+def _check_label(label: str) -> None:
+    if not RUN_ID.fullmatch(f"{label}:{uuid.UUID(int=0)}"):
+        raise Usage(f"{label!r} is no label: use 1 to 32 of a-z, 0-9, _ and -, beginning with a letter or digit")
+
+
 def _check_number(number: int, what: str) -> None:
     if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= _LARGEST:
         raise Usage(f"{what} must be a whole number from 1 to {_LARGEST}, is {number!r}")
@@ -863,6 +1187,7 @@ __all__ = [
     "Listed",
     "Pruned",
     "Repair",
+    "RunStatus",
     "StepRun",
     "Update",
     "Verified",

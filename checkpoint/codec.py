@@ -20,21 +20,23 @@ from checkpoint.model import (
     NAME,
     RECORD_LIMIT,
     RUN_ID,
+    Cause,
     Checkpoint,
     Lease,
     Note,
     Status,
     Step,
+    StepProcess,
     StepStatus,
     View,
 )
 
 SCHEMA = "checkpoint/v1"
 SCHEMA_FILE = "schemas/checkpoint.v1.schema.json"
-SCHEMA_SHA256 = "7bf7279d03e9be905073781931167ff2f920de29335d408259d27377ddae0496"
+SCHEMA_SHA256 = "3701830b75fc83cbfdcedec89d6f345b8d0c7b8b480b13d92f5e0fa9a3c3b0e1"
 """SHA-256 of the bytes of SCHEMA_FILE, as a literal because reading the file would cost every start; a test compares."""
 
-EDITIONS = frozenset({SCHEMA_SHA256})
+EDITIONS = frozenset({SCHEMA_SHA256, "7bf7279d03e9be905073781931167ff2f920de29335d408259d27377ddae0496"})
 """Every published edition of the schema file, this one and earlier ones: records under any of them are read."""
 
 MAX_DEPTH = 64
@@ -208,11 +210,19 @@ def _lease_record(lease: Lease) -> dict[str, Any]:
     return fields | dict(lease.extra)
 
 
+def _process_record(process: StepProcess) -> dict[str, Any]:
+    fields = process._asdict()
+    del fields["extra"]
+    return fields | dict(process.extra)
+
+
 def _step_record(step: Step, *, sparse: bool) -> dict[str, Any]:
     fields = step._asdict()
     del fields["extra"]
     fields["begun_at"] = _optional_time(step.begun_at)
     fields["ended_at"] = _optional_time(step.ended_at)
+    if step.process is not None:
+        fields["process"] = _process_record(step.process)
     if sparse:
         # A plan of 10,000 pending steps is read, hashed and written at each step: what says nothing is left out.
         fields = {key: value for key, value in fields.items() if value is not None and value is not _DEFAULTS.get(key)}
@@ -404,8 +414,8 @@ def _object(value: Any, path: _Path) -> dict[str, Any]:
     return value
 
 
-def _member(kind: type[Status] | type[StepStatus]) -> _Reader:
-    def read(value: Any, path: _Path) -> Status | StepStatus:
+def _member(kind: type[Status] | type[StepStatus] | type[Cause]) -> _Reader:
+    def read(value: Any, path: _Path) -> Status | StepStatus | Cause:
         try:
             return kind(_text(value, path))
         except ValueError:
@@ -429,6 +439,23 @@ def _kind(value: Any) -> str:
 _name = _matching(NAME, "a name of a-z, 0-9, _ and -")
 _hash = _matching(_HEX64, "a SHA-256 in hex")
 
+_PROCESS: dict[str, _Reader] = {
+    "host": _text,
+    "boot_id": _or_null(_text),
+    "pid_ns": _or_null(_whole(0)),
+    "pid": _or_null(_whole(1)),
+    "pid_started": _or_null(_whole(0)),
+}
+
+
+_STEP_PROCESS = _PROCESS | {"run_pid": _or_null(_whole(1)), "run_pid_started": _or_null(_whole(0))}
+
+
+def _process(value: Any, path: _Path) -> StepProcess:
+    known, extra = _read(value, path, _STEP_PROCESS)
+    return StepProcess(**known, extra=extra)
+
+
 _STEP: dict[str, _Reader] = {
     # Wider than what a new step may be called: the ancestor allowed any text, and its runs can be gone on with.
     "name": _matching(re.compile(r"(?s).{1,256}"), "a text of 1 to 256 characters"),
@@ -440,17 +467,17 @@ _STEP: dict[str, _Reader] = {
     "begun_at": _or_null(_time),
     "ended_at": _or_null(_time),
     "exit_code": _or_null(_whole(0)),
+    "signal": _or_null(_text),
+    "cause": _or_null(_member(Cause)),
+    "duration_ms": _or_null(_whole(0)),
+    "output": _or_null(_text),
+    "process": _or_null(_process),
     "result": _anything,
     "error": _or_null(_text),
     "reason": _or_null(_text),
 }
-_LEASE: dict[str, _Reader] = {
+_LEASE: dict[str, _Reader] = _PROCESS | {
     "owner": _text,
-    "host": _text,
-    "boot_id": _or_null(_text),
-    "pid_ns": _or_null(_whole(0)),
-    "pid": _or_null(_whole(1)),
-    "pid_started": _or_null(_whole(0)),
     "lease_s": _or_null(_whole(1)),
     "token": _whole(1),
     "acquired_at": _time,
@@ -489,7 +516,7 @@ def _lease(value: Any, path: _Path) -> Lease:
 _CHECKPOINT: dict[str, _Reader] = {
     "id": _matching(ID, "an id of a-z, 0-9, _ and -"),
     "workflow": _name,
-    "run_id": _matching(RUN_ID, "a UUID in lower case"),
+    "run_id": _matching(RUN_ID, "a UUID in lower case, perhaps with a label before it"),
     "idempotency_key": _or_null(_text),
     "fingerprint": _hash,
     "status": _member(Status),

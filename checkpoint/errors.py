@@ -1,7 +1,7 @@
 """Every failure a caller can meet: what is wrong, the exit code it becomes, and the next command to type.
 
-The numbers are a contract (README, "Exit codes"). 16 (SecretFound) and 18 (SchedulerUnavailable) are kept free for
-the commands that will need them; 30 to 36 belong to a run's status.
+The numbers are a contract (README, "Exit codes"). 18 (SchedulerUnavailable) is kept free for the commands that will
+need it; 30 to 36 belong to a run's status.
 """
 
 from typing import ClassVar
@@ -45,9 +45,14 @@ class NotFound(CheckpointError):
 
 
 class Locked(CheckpointError):
-    """Somebody else holds the lease, or the update lock did not come free in time."""
+    """Somebody else holds the lease, or the update lock did not come free in time. ``leaving``: only a command whose
+    owner is gone stands in the way, and it is being ended."""
 
     exit_code = 11
+
+    def __init__(self, message: str, *, hint: str = "", leaving: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.leaving = leaving
 
 
 class Damaged(CheckpointError):
@@ -101,6 +106,13 @@ class InvalidTransition(CheckpointError):
     """The change does not fit the state the checkpoint or step is in."""
 
     exit_code = 15
+
+
+class SecretFound(CheckpointError):
+    """A text that looks like a credential where it would be written down in the clear. Names the rule and the place,
+    never the value."""
+
+    exit_code = 16
 
 
 class StoreUnavailable(CheckpointError):

@@ -10,7 +10,7 @@ Named tuples rather than dataclasses: the self-check runs every ten minutes for 
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -34,13 +34,21 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,76}")
 """A workflow's name, with a hyphen and 12 hex digits behind it where there is a key."""
 
-RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+RUN_ID = re.compile(r"([a-z0-9][a-z0-9_-]{0,31}:)?[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""A UUID, with a label before it where a schedule or the like began the run."""
+
+KEYED = re.compile(r"-[0-9a-f]{12}")
+"""What stands behind the workflow's name in the id of a run with a key."""
 
 RECORD_LIMIT = 4 * 1024 * 1024
 """Bytes of a whole record."""
 
 TEXT_LIMIT = 16 * 1024
 """Characters of one note, reason or error text."""
+
+OUTPUT_LIMIT = 256 * 1024
+"""Characters of recorded output in one run: beyond that the oldest is forgotten, or each step would cost more than the
+last, and a run of some thousand would outgrow its record."""
 
 DEFAULT_LEASE_S = 30 * 60
 
@@ -84,6 +92,26 @@ class OwnerState(StrEnum):
 HELD = frozenset({OwnerState.ALIVE, OwnerState.UNKNOWN})
 
 
+class Cause(StrEnum):
+    """Why a command ended that did not end by itself."""
+
+    TIMEOUT = "timeout"
+    INTERRUPT = "interrupt"
+
+
+class RunState(StrEnum):
+    """The answer to "did the last run finish, or was it interrupted?"."""
+
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    INTERRUPTED = "interrupted"
+    BLOCKED = "blocked"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
 class Note(NamedTuple):
     """What somebody wanted the next one to know."""
 
@@ -93,12 +121,34 @@ class Note(NamedTuple):
     extra: JsonObject = {}
 
 
+class StepProcess(NamedTuple):
+    """The process of a step's command, named as a lease names its holder, and that of the ``run`` which will record its
+    end: while one of them lives, the step is being worked on."""
+
+    host: str
+    boot_id: str | None
+    pid_ns: int | None
+    pid: int | None
+    pid_started: int | None
+    run_pid: int | None
+    run_pid_started: int | None
+    extra: JsonObject = {}
+
+    @property
+    def run(self) -> "StepProcess":
+        """The process that runs the command, in place of the command itself."""
+        return self._replace(pid=self.run_pid, pid_started=self.run_pid_started)
+
+
 class Step(NamedTuple):
     """One step of the plan.
 
     ``token``: the fencing token under which it last began. ``added``: appended later, not part of the declared plan.
     ``once``: its effect must not be repeated blindly. ``reason``: why it was skipped. ``extra``: fields that a newer
-    version wrote, kept as they are.
+    version wrote, kept as they are. Of a command: ``exit_code``, or ``signal``, the name of the one that ended it;
+    ``cause``; ``duration_ms``; ``output``: the last of what it printed; ``process``: while it is begun.
+
+    Begun with ``ended_at``: its command has ended without success, and whether it took effect is not known.
     """
 
     name: str
@@ -110,10 +160,36 @@ class Step(NamedTuple):
     begun_at: datetime | None = None
     ended_at: datetime | None = None
     exit_code: int | None = None
+    signal: str | None = None
+    cause: Cause | None = None
+    duration_ms: int | None = None
+    output: str | None = None
+    process: StepProcess | None = None
     result: Any = None
     error: str | None = None
     reason: str | None = None
     extra: JsonObject = {}
+
+
+class Outcome(NamedTuple):
+    """How a step's command ended. ``started``: False when it could not be run at all. ``in_place``: what a look at its
+    effect said, None where nobody looked or it could not be told. ``error``: what went wrong, in words."""
+
+    exit_code: int | None = None
+    signal: str | None = None
+    cause: Cause | None = None
+    duration_ms: int | None = None
+    output: str | None = None
+    started: bool = True
+    in_place: bool | None = None
+    error: str | None = None
+
+    @property
+    def good(self) -> bool:
+        """Whether the step is done: by its command's own word, unless a look at the effect says otherwise."""
+        if self.in_place is not None:
+            return self.in_place
+        return self.exit_code == 0 and self.cause is None and self.error is None
 
 
 class Owner(NamedTuple):
@@ -201,6 +277,20 @@ class View(NamedTuple):
     next: str | None
 
 
+class Standing(NamedTuple):
+    """What only the moment tells. ``owner``: of the lease's holder; ``working`` and ``vanished``: names of begun steps
+    whose command still runs, or is gone without a word."""
+
+    owner: OwnerState
+    working: frozenset[str] = frozenset()
+    vanished: frozenset[str] = frozenset()
+
+    @property
+    def held(self) -> bool:
+        """Whether somebody is at it: the holder of the lease, or a command that outlived whoever started it."""
+        return self.owner in HELD or bool(self.working)
+
+
 class PlanStep(NamedTuple):
     """A step as the caller declares it."""
 
@@ -230,20 +320,67 @@ def owner_state(lease: Lease | None, liveness: str, now: datetime) -> OwnerState
     return OwnerState(liveness)
 
 
+def standing(checkpoint: Checkpoint, liveness: Callable[[Lease | StepProcess | None], str], now: datetime) -> Standing:
+    """``liveness``: as ``process.liveness``, also of the processes of steps."""
+    owner = owner_state(checkpoint.lease, liveness(checkpoint.lease), now)
+    begun = [step for step in checkpoint.steps if step.process is not None and step.status is StepStatus.BEGUN]
+    if not begun:
+        return Standing(owner)
+    found = {step.name: {liveness(step.process), liveness(step.process.run)} for step in begun if step.process}
+    # What cannot be seen counts as alive for as long as the claim under which it began would have.
+    lease = checkpoint.lease
+    seen_as_alive = {"alive"}
+    if lease is not None and lease.expires_at is not None and lease.expires_at > now:
+        seen_as_alive.add("unknown")
+    working = frozenset(name for name, lives in found.items() if lives & seen_as_alive)
+    vanished = frozenset(name for name, lives in found.items() if lives == {"dead"})
+    return Standing(owner, working, vanished)
+
+
 def next_step(checkpoint: Checkpoint) -> Step | None:
     """The first step that is neither completed nor skipped."""
     return next((step for step in checkpoint.steps if step.status not in DONE), None)
 
 
-def in_doubt(checkpoint: Checkpoint, state: OwnerState) -> tuple[str, ...]:
+def in_doubt(checkpoint: Checkpoint, standing: Standing) -> tuple[str, ...]:
     """Names of the steps that began and never ended while nobody who could still end them lives."""
-    return tuple(step.name for step in checkpoint.steps if _is_in_doubt(checkpoint, step, state))
+    return tuple(step.name for step in checkpoint.steps if _is_in_doubt(checkpoint, step, standing))
 
 
-def view(checkpoint: Checkpoint, state: OwnerState) -> View:
-    """The checkpoint with what follows from its owner's ``state``."""
+def view(checkpoint: Checkpoint, standing: Standing) -> View:
+    """The checkpoint with what follows from its ``standing``."""
     following = next_step(checkpoint) if checkpoint.unfinished else None
-    return View(checkpoint, state, in_doubt(checkpoint, state), following.name if following else None)
+    owner = OwnerState.ALIVE if standing.held and standing.owner not in HELD else standing.owner
+    return View(checkpoint, owner, in_doubt(checkpoint, standing), following.name if following else None)
+
+
+def run_state(checkpoint: Checkpoint, standing: Standing, now: datetime) -> RunState:
+    """Whether the run finished, goes on, or how it was cut short."""
+    if checkpoint.status in (Status.COMPLETED, Status.CANCELLED, Status.BLOCKED):
+        return RunState(checkpoint.status)
+    failed = [step for step in checkpoint.steps if step.status is StepStatus.FAILED]
+    if checkpoint.unfinished:
+        if standing.held:
+            return RunState.RUNNING
+        if is_expired(checkpoint, now):
+            return RunState.EXPIRED
+        following = next_step(checkpoint)
+        if following is None or following.status is not StepStatus.FAILED:
+            return RunState.INTERRUPTED
+        failed = [following]
+    last = max(failed, key=lambda step: step.ended_at or checkpoint.created_at, default=None)
+    causes = {Cause.TIMEOUT: RunState.TIMED_OUT, Cause.INTERRUPT: RunState.INTERRUPTED}
+    return RunState.FAILED if last is None or last.cause is None else causes[last.cause]
+
+
+def bare(run_id: str) -> str:
+    """The run id without its label: what its file is called, and by which runs sort in time."""
+    return run_id.rpartition(":")[2]
+
+
+def may_be_of(id: str, workflow: str) -> bool:
+    """Whether a run of ``workflow`` can have this id, going by its name alone."""
+    return id == workflow or (id.startswith(workflow) and KEYED.fullmatch(id, len(workflow)) is not None)
 
 
 def is_expired(checkpoint: Checkpoint, now: datetime) -> bool:
@@ -365,7 +502,7 @@ def resealed(checkpoint: Checkpoint, last: int) -> Checkpoint:
 def claim(
     checkpoint: Checkpoint,
     owner: Owner,
-    state: OwnerState,
+    standing: Standing,
     now: datetime,
     *,
     agent: str | None = None,
@@ -376,8 +513,14 @@ def claim(
     Raises InvalidTransition (finished, expired), Locked, AttemptsExhausted.
     """
     _refuse_finished(checkpoint)
-    lease = checkpoint.lease
+    lease, state = checkpoint.lease, standing.owner
     mine = lease is not None and _is_holder(lease, owner) and state is not OwnerState.DEAD
+    if standing.working and state not in HELD and not mine and steal_reason is None:
+        raise Locked(
+            f"{_still_working(checkpoint, standing)}, though whoever started it is gone",
+            hint=f"checkpoint-tool resume {checkpoint.id} --wait 30s",
+            leaving=True,
+        )
     if lease is not None and state in HELD and not mine and steal_reason is None:
         raise Locked(
             f"{checkpoint.id} is held by {holder(lease)} (--wait waits for it, --steal --reason TEXT takes it over)",
@@ -422,7 +565,7 @@ def claim(
 def enter(
     checkpoint: Checkpoint,
     owner: Owner,
-    state: OwnerState,
+    standing: Standing,
     now: datetime,
     *,
     plan: Sequence[PlanStep] | None,
@@ -441,8 +584,8 @@ def enter(
     ``ttl_s`` only with ``replan``, or a script that is started daily would never let its run expire.
     Raises what ``claim`` raises, Conflict, and InDoubt where a step in doubt is not in the new plan.
     """
-    if state in HELD and checkpoint.lease is not None and not _is_holder(checkpoint.lease, owner):
-        return claim(checkpoint, owner, state, now)  # raises: says who holds it, before any word about plans
+    if standing.held and (checkpoint.lease is None or not _is_holder(checkpoint.lease, owner)):
+        return claim(checkpoint, owner, standing, now)  # raises: says who holds it, before any word about plans
     same_schema = data_schema_sha256 in (None, checkpoint.data_schema_sha256)
     if not replan and (checkpoint.fingerprint != fingerprint or not same_schema):
         raise plan_conflict(checkpoint, plan, same_schema=same_schema)
@@ -456,7 +599,7 @@ def enter(
         checkpoint = checkpoint._replace(expires_at=expires_at)
         if data_schema is not None:
             checkpoint = checkpoint._replace(data_schema=data_schema, data_schema_sha256=data_schema_sha256)
-    return claim(checkpoint, owner, state, now, agent=agent)
+    return claim(checkpoint, owner, standing, now, agent=agent)
 
 
 def plan_conflict(checkpoint: Checkpoint, plan: Sequence[PlanStep] | None, *, same_schema: bool = True) -> Conflict:
@@ -476,7 +619,7 @@ def plan_conflict(checkpoint: Checkpoint, plan: Sequence[PlanStep] | None, *, sa
     )
 
 
-def authorize(checkpoint: Checkpoint, owner: Owner, token: int | None, state: OwnerState) -> None:
+def authorize(checkpoint: Checkpoint, owner: Owner, token: int | None, standing: Standing) -> None:
     """Whether a write may be taken: the last token, or no token from the lease's own owner, or no live lease at all.
 
     Raises StaleToken or Locked.
@@ -492,11 +635,18 @@ def authorize(checkpoint: Checkpoint, owner: Owner, token: int | None, state: Ow
             )
         return
     lease = checkpoint.lease
-    if lease is not None and state in HELD and not _is_holder(lease, owner):
+    if standing.working and standing.owner not in HELD:
+        raise Locked(_still_working(checkpoint, standing), hint=f"checkpoint-tool show {checkpoint.id}", leaving=True)
+    if lease is not None and standing.owner in HELD and not _is_holder(lease, owner):
         raise Locked(
             f"{checkpoint.id} is held by {holder(lease)}; a write needs its token (--token or $CHECKPOINT_TOKEN)",
             hint=f"checkpoint-tool show {checkpoint.id}",
         )
+
+
+def is_held_by(checkpoint: Checkpoint, owner: Owner, token: int | None, standing: Standing) -> bool:
+    """Whether whoever writes with this ``token``, or as this ``owner``, holds the lease at this moment."""
+    return standing.owner in HELD and _writes_as_holder(checkpoint, owner, token)
 
 
 def renew(checkpoint: Checkpoint, owner: Owner, token: int | None, now: datetime) -> Checkpoint:
@@ -536,11 +686,20 @@ def add_step(checkpoint: Checkpoint, name: str, *, once: bool = False) -> Checkp
     return checkpoint._replace(steps=(*checkpoint.steps, step))
 
 
-def begin_step(checkpoint: Checkpoint, name: str, state: OwnerState, now: datetime, *, once: bool = False) -> Checkpoint:
-    """Mark the step begun under the present token.
+def begin_step(
+    checkpoint: Checkpoint,
+    name: str,
+    standing: Standing,
+    now: datetime,
+    *,
+    once: bool = False,
+    process: StepProcess | None = None,
+) -> Checkpoint:
+    """Mark the step begun under the present token, by ``process`` where a command does it.
 
     A repeatable step in doubt begins again; so does a failed one. Raises InDoubt for one marked once that has begun,
-    InvalidTransition for one that is completed or skipped (or the run blocked), NotFound outside a declared plan.
+    InvalidTransition for one that is completed or skipped (or the run blocked), NotFound outside a declared plan, Locked
+    while a command that began it still runs.
     """
     if checkpoint.open_plan and checkpoint.step(name) is None:
         checkpoint = add_step(checkpoint, name, once=once)
@@ -557,7 +716,9 @@ def begin_step(checkpoint: Checkpoint, name: str, state: OwnerState, now: dateti
             hint=f"checkpoint-tool update {checkpoint.id} --unblock",
         )
     if step.status is StepStatus.BEGUN:
-        doubtful = _is_in_doubt(checkpoint, step, state)
+        if name in standing.working:
+            raise Locked(_still_working(checkpoint, standing), hint=f"checkpoint-tool show {checkpoint.id}")
+        doubtful = process is not None or _is_in_doubt(checkpoint, step, standing)
         if step.once or (once and doubtful):
             # Also under the same token: a session that died inside comes back under its old name and token.
             raise InDoubt(
@@ -566,7 +727,7 @@ def begin_step(checkpoint: Checkpoint, name: str, state: OwnerState, now: dateti
                 hint=f"checkpoint-tool show {checkpoint.id}",
             )
         if not doubtful:
-            return checkpoint
+            return checkpoint if step.once or not once else _with_step(checkpoint, step._replace(once=True))
     begun = step._replace(
         status=StepStatus.BEGUN,
         attempts=step.attempts + 1,
@@ -574,11 +735,58 @@ def begin_step(checkpoint: Checkpoint, name: str, state: OwnerState, now: dateti
         token=checkpoint.token,
         begun_at=now,
         ended_at=None,
-        exit_code=None,
         result=None,
         error=None,
+        **_UNTOLD,
     )
-    return _moved(checkpoint, begun, now)
+    return _moved(checkpoint, begun._replace(process=process), now)
+
+
+def end_step(
+    checkpoint: Checkpoint, name: str, standing: Standing, now: datetime, outcome: Outcome, *, attempt: int | None = None
+) -> Checkpoint:
+    """How the step's command ended: completed, or failed; one marked once that did not succeed stays in doubt, unless
+    it never started or its effect is known not to be in place.
+
+    ``attempt``: the one that ended, where whoever ran it says so. Raises StaleToken if another has begun since, Locked
+    if somebody else is at it, InvalidTransition if it has not begun.
+    """
+    step = _step(checkpoint, name)
+    if step.status is StepStatus.COMPLETED or (step.status is StepStatus.FAILED and step.exit_code == outcome.exit_code):
+        return checkpoint
+    _refuse_finished(checkpoint)
+    _refuse_done(checkpoint, step, "ended")
+    if attempt not in (None, step.attempts):
+        raise StaleToken(
+            f"step {name!r} of {checkpoint.id} was begun again since: this end is that of attempt {attempt}",
+            hint=f"checkpoint-tool show {checkpoint.id}",
+        )
+    if attempt is None and name in standing.working:
+        raise Locked(_still_working(checkpoint, standing), hint=f"checkpoint-tool show {checkpoint.id}")
+    if step.status is not StepStatus.BEGUN:
+        raise InvalidTransition(
+            f"step {name!r} of {checkpoint.id} has not begun: it is {step.status}",
+            hint=f"checkpoint-tool begin {checkpoint.id} {shlex.quote(name)}",
+        )
+    duration_ms = outcome.duration_ms
+    if duration_ms is None and outcome.exit_code is not None and step.begun_at is not None:
+        duration_ms = max(0, int((now - step.begun_at).total_seconds() * 1000))
+    status = StepStatus.COMPLETED if outcome.good else StepStatus.FAILED
+    if status is StepStatus.FAILED and step.once and outcome.started and outcome.in_place is None:
+        status = StepStatus.BEGUN
+    ended = step._replace(
+        status=status,
+        attempts=step.attempts or 1,
+        ended_at=now,
+        exit_code=outcome.exit_code,
+        signal=outcome.signal,
+        cause=None if outcome.good else outcome.cause,
+        duration_ms=duration_ms,
+        output=outcome.output,
+        process=None,
+        error=None if outcome.good else outcome.error,
+    )
+    return _thinned(_moved(checkpoint, ended, now))
 
 
 def complete_step(checkpoint: Checkpoint, name: str, now: datetime, *, result: Any = None) -> Checkpoint:
@@ -593,7 +801,7 @@ def complete_step(checkpoint: Checkpoint, name: str, now: datetime, *, result: A
             hint=f"checkpoint-tool update {checkpoint.id} --retry {shlex.quote(name)}",
         )
     ended = step._replace(status=StepStatus.COMPLETED, attempts=step.attempts or 1, ended_at=now, result=result, error=None)
-    return _moved(checkpoint, ended, now)
+    return _moved(checkpoint, ended._replace(**_UNTOLD), now)
 
 
 def fail_step(checkpoint: Checkpoint, name: str, now: datetime, *, error: str | None = None) -> Checkpoint:
@@ -604,7 +812,7 @@ def fail_step(checkpoint: Checkpoint, name: str, now: datetime, *, error: str | 
     _refuse_finished(checkpoint)
     _refuse_done(checkpoint, step, "failed")
     ended = step._replace(status=StepStatus.FAILED, attempts=step.attempts or 1, ended_at=now, error=error)
-    return _moved(checkpoint, ended, now)
+    return _moved(checkpoint, ended._replace(**_UNTOLD), now)
 
 
 def skip_step(checkpoint: Checkpoint, name: str, now: datetime, *, reason: str) -> Checkpoint:
@@ -614,7 +822,8 @@ def skip_step(checkpoint: Checkpoint, name: str, now: datetime, *, reason: str) 
         return checkpoint
     _refuse_finished(checkpoint)
     _refuse_done(checkpoint, step, "skipped")
-    return _moved(checkpoint, step._replace(status=StepStatus.SKIPPED, ended_at=now, reason=reason), now)
+    skipped = step._replace(status=StepStatus.SKIPPED, ended_at=now, reason=reason, **_UNTOLD)
+    return _moved(checkpoint, skipped, now)
 
 
 def retry_step(checkpoint: Checkpoint, name: str, now: datetime) -> Checkpoint:
@@ -663,7 +872,12 @@ def merge_data(checkpoint: Checkpoint, patch: JsonObject) -> Checkpoint:
 
 
 def finish(
-    checkpoint: Checkpoint, status: Status, state: OwnerState, now: datetime, *, reason: str | None = None
+    checkpoint: Checkpoint,
+    status: Status,
+    standing: Standing,
+    now: datetime,
+    *,
+    reason: str | None = None,
 ) -> Checkpoint:
     """End the run for good. ``completed`` wants every step done, or a reason to do without.
 
@@ -674,7 +888,7 @@ def finish(
     _refuse_finished(checkpoint)
     left = [step for step in checkpoint.steps if step.status not in DONE]
     if status is Status.COMPLETED and left and reason is None:
-        doubtful = in_doubt(checkpoint, state)
+        doubtful = in_doubt(checkpoint, standing)
         names = ", ".join(f"{step.name} ({'in doubt' if step.name in doubtful else step.status})" for step in left)
         raise InvalidTransition(
             f"{checkpoint.id} has {len(left)} of {len(checkpoint.steps)} steps left: {names}"
@@ -724,8 +938,21 @@ def merged(target: JsonObject, patch: JsonObject) -> dict[str, Any]:
 # --- inside ----------------------------------------------------------------------------------------------------------
 
 
-def _is_in_doubt(checkpoint: Checkpoint, step: Step, state: OwnerState) -> bool:
-    return step.status is StepStatus.BEGUN and (state not in HELD or step.token != checkpoint.token)
+# What only the command that has ended could tell; it is not true of the next, nor of a step settled by a person.
+_UNTOLD: dict[str, Any] = dict.fromkeys(("exit_code", "signal", "cause", "duration_ms", "output", "process"))
+
+
+def _is_in_doubt(checkpoint: Checkpoint, step: Step, standing: Standing) -> bool:
+    if step.status is not StepStatus.BEGUN or step.name in standing.working:
+        return False
+    overtaken = standing.owner not in HELD or step.token != checkpoint.token
+    return overtaken or step.ended_at is not None or step.name in standing.vanished
+
+
+def _still_working(checkpoint: Checkpoint, standing: Standing) -> str:
+    step = next(step for step in checkpoint.steps if step.name in standing.working)
+    pids = f"process {step.process.pid}, run by {step.process.run_pid}" if step.process else ""
+    return f"the command of step {step.name!r} of {checkpoint.id} is still at work ({pids})"
 
 
 def _is_holder(lease: Lease, owner: Owner) -> bool:
@@ -818,8 +1045,26 @@ def _step(checkpoint: Checkpoint, name: str) -> Step:
 
 
 def _moved(checkpoint: Checkpoint, step: Step, now: datetime) -> Checkpoint:
-    steps = tuple(step if old.name == step.name else old for old in checkpoint.steps)
-    return checkpoint._replace(steps=steps, progress_at=now)
+    return _with_step(checkpoint, step)._replace(progress_at=now)
+
+
+def _with_step(checkpoint: Checkpoint, step: Step) -> Checkpoint:
+    return checkpoint._replace(steps=tuple(step if old.name == step.name else old for old in checkpoint.steps))
+
+
+def _thinned(checkpoint: Checkpoint) -> Checkpoint:
+    excess = sum(len(step.output) for step in checkpoint.steps if step.output) - OUTPUT_LIMIT
+    if excess <= 0:
+        return checkpoint
+    forgotten = set()
+    told = [step for step in checkpoint.steps if step.output]
+    for step in sorted(told, key=lambda step: (step.status not in DONE, step.ended_at or checkpoint.created_at)):
+        if excess > 0:
+            excess -= len(step.output or "")
+            forgotten.add(step.name)
+    return checkpoint._replace(
+        steps=tuple(step._replace(output=None) if step.name in forgotten else step for step in checkpoint.steps)
+    )
 
 
 def _refuse_finished(checkpoint: Checkpoint) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from checkpoint import model
 from checkpoint.errors import CheckpointError, Damaged
-from checkpoint.model import Checkpoint, OwnerState, Status, StepStatus
+from checkpoint.model import Checkpoint, OwnerState, Standing, Status, StepStatus
 
 
 class Severity(IntEnum):
@@ -97,7 +97,7 @@ class Report(NamedTuple):
         return next((severity for severity in worst if severity in found), Severity.OK)
 
 
-def judge(checkpoint: Checkpoint, state: OwnerState, now: datetime, policy: Policy, store: str) -> Finding | None:
+def judge(checkpoint: Checkpoint, standing: Standing, now: datetime, policy: Policy, store: str) -> Finding | None:
     """The finding about one checkpoint, or None when there is nothing to say.
 
     Stale is: unfinished and no progress for longer than its own ``stale_after_s``, else the policy's threshold. A
@@ -107,7 +107,7 @@ def judge(checkpoint: Checkpoint, state: OwnerState, now: datetime, policy: Poli
     if not checkpoint.unfinished:
         return None
     next_step = model.next_step(checkpoint)
-    doubtful = model.in_doubt(checkpoint, state)
+    doubtful = model.in_doubt(checkpoint, standing)
     idle_s = (now - checkpoint.progress_at).total_seconds()
     age_s = int(idle_s)
 
@@ -141,7 +141,7 @@ def judge(checkpoint: Checkpoint, state: OwnerState, now: datetime, policy: Poli
         return finding(severity, Reason.CLOCK, detail, age=age_s if age_s >= 0 else None)
     if idle_s <= (checkpoint.stale_after_s or policy.threshold_s):
         return None
-    reason, detail = _reason(checkpoint, state, doubtful)
+    reason, detail = _reason(checkpoint, standing, doubtful)
     return finding(severity, reason, detail)
 
 
@@ -171,8 +171,8 @@ def report(at: datetime, stores: Iterable[str], findings: Iterable[Finding], unf
     return Report(at, tuple(stores), tuple(ranked), unfinished, policy)
 
 
-def _reason(checkpoint: Checkpoint, state: OwnerState, doubtful: tuple[str, ...]) -> tuple[Reason, str]:
-    held = state in model.HELD
+def _reason(checkpoint: Checkpoint, standing: Standing, doubtful: tuple[str, ...]) -> tuple[Reason, str]:
+    held = standing.held
     who = checkpoint.lease.owner if checkpoint.lease else "nobody"
     if checkpoint.status is Status.BLOCKED:
         return Reason.BLOCKED, f"blocked: {checkpoint.reason}"
@@ -185,10 +185,13 @@ def _reason(checkpoint: Checkpoint, state: OwnerState, doubtful: tuple[str, ...]
         return Reason.FAILED, f"step {failed[0].name} failed: {failed[0].error or 'no reason given'}"
     if held:
         sign = f"last sign of life {model.clock(checkpoint.heartbeat_at)}"
+        if standing.working:
+            names = ", ".join(step.name for step in checkpoint.steps if step.name in standing.working)
+            return Reason.SLOW, f"the command of step {names} still runs, {sign}"
         return Reason.SLOW, f"{who} holds it without progress, {sign}"
     words = {
         OwnerState.DEAD: f"its owner {who} is dead",
         OwnerState.EXPIRED: f"the lease of {who} ran out",
         OwnerState.NONE: "nobody holds it",
-    }[state]
+    }[standing.owner]
     return Reason.ABANDONED, words + (f", in doubt: {', '.join(doubtful)}" if doubtful else "")

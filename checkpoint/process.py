@@ -84,6 +84,21 @@ def liveness(process: Identity | None) -> Liveness:
     return "alive" if started == process.pid_started else "dead"
 
 
+def watch_fd(process: Identity) -> int | None:
+    """A descriptor that becomes readable when ``process`` ends, where the system has such a thing (pidfd_open(2))."""
+    if process.pid is None or not hasattr(os, "pidfd_open") or liveness(process) != "alive":
+        return None
+    try:
+        return os.pidfd_open(process.pid)
+    except OSError:
+        return None
+
+
+def close_watch(fd: int | None) -> None:
+    if fd is not None:
+        os.close(fd)
+
+
 def parent() -> Process:
     """The process that called us; ourselves where that is init, the adoptive parent of everybody."""
     pid = os.getppid() if os.getppid() > 1 else os.getpid()

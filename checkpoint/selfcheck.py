@@ -91,9 +91,8 @@ def check(stores: Sequence[str], policy: Policy, now: datetime) -> Report:
                     findings.append(monitor.judge_error(entry.name, entry.error, store))
                     continue
                 unfinished += 1
-                lease = entry.checkpoint.lease
-                state = model.owner_state(lease, liveness(_process(lease)), now)
-                finding = monitor.judge(entry.checkpoint, state, now, policy, store)
+                standing = model.standing(entry.checkpoint, lambda holder: liveness(_process(holder)), now)
+                finding = monitor.judge(entry.checkpoint, standing, now, policy, store)
                 if finding is not None:
                     findings.append(finding)
         except NotFound:
@@ -103,10 +102,10 @@ def check(stores: Sequence[str], policy: Policy, now: datetime) -> Report:
     return monitor.report(now, stores, findings, unfinished, policy)
 
 
-def _process(lease: model.Lease | None) -> process.Process | None:
-    if lease is None:
+def _process(holder: model.Lease | model.StepProcess | None) -> process.Process | None:
+    if holder is None:
         return None
-    return process.Process(lease.host, lease.boot_id, lease.pid_ns, lease.pid, lease.pid_started)
+    return process.Process(holder.host, holder.boot_id, holder.pid_ns, holder.pid, holder.pid_started)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -941,7 +941,8 @@ def test_env_is_safe_to_eval(workspace: Workspace, verb: str) -> None:
     assert not (workspace.path / "pwned").exists()
     printed = ok(workspace, *argv, "--format", "env", env=env).out.splitlines()
     assert [line.split("=")[0] for line in printed] == [
-        f"export CHECKPOINT_{name}" for name in ("ID", "RUN_ID", "TOKEN", "ATTEMPT", "STATUS", "CREATED", "NEXT", "IN_DOUBT")
+        f"export CHECKPOINT_{name}"
+        for name in ("STORE", "ID", "RUN_ID", "TOKEN", "ATTEMPT", "STATUS", "CREATED", "NEXT", "IN_DOUBT")
     ]
 
 

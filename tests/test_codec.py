@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from records import T0, at, owner, run
+from records import RUN_ID, T0, at, owner, run
 
 from checkpoint import codec, model
 from checkpoint.errors import DAMAGE_KINDS, Damaged, SchemaMismatch, Usage
-from checkpoint.model import Checkpoint, Note, OwnerState, Status
+from checkpoint.model import Cause, Checkpoint, Note, Outcome, OwnerState, Standing, Status
 from checkpoint.validate import record_problems
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -47,24 +47,50 @@ def rich() -> Checkpoint:
         max_attempts=3,
     )
     checkpoint = model.complete_step(
-        model.begin_step(checkpoint, "fetch", OwnerState.ALIVE, at(1)), "fetch", at(2), result=[1, {"a": None}]
+        model.begin_step(checkpoint, "fetch", Standing(OwnerState.ALIVE), at(1)), "fetch", at(2), result=[1, {"a": None}]
     )
-    checkpoint = model.begin_step(checkpoint, "build", OwnerState.ALIVE, at(3))
+    checkpoint = model.begin_step(checkpoint, "build", Standing(OwnerState.ALIVE), at(3))
     checkpoint = model.fail_step(checkpoint, "publish", at(4), error="exit 1\nbecause")
     checkpoint = model.skip_step(checkpoint, "clean", at(5), reason="not here")
     return model.block(model.note(checkpoint, "a note\twith \x1b[31m and \u2028", "ann", at(6)), "waits for bob")
 
 
 def finished() -> Checkpoint:
-    return model.finish(run("a"), Status.CANCELLED, OwnerState.ALIVE, at(9), reason="not wanted")
+    return model.finish(run("a"), Status.CANCELLED, Standing(OwnerState.ALIVE), at(9), reason="not wanted")
 
 
-@pytest.mark.parametrize("name", ["fresh", "rich", "finished"])
+def commands() -> Checkpoint:
+    """Steps that are commands: one done, one failed, one in doubt, one that works."""
+    checkpoint = run("fetch", "build", model.PlanStep("notify", once=True), "deploy", run_id=f"cron:{RUN_ID}")
+    alive = Standing(OwnerState.ALIVE)
+    process = model.StepProcess("h" * 16, "boot", 1, 77, 8, 76, 7)
+    outcomes = {
+        "fetch": Outcome(exit_code=0, duration_ms=1500, output="done\n"),
+        "build": Outcome(signal="SIGTERM", cause=Cause.TIMEOUT, duration_ms=10, output="caf\u00e9 \x1b", error="timed out"),
+        "notify": Outcome(exit_code=7, duration_ms=10, error="exit status 7"),
+    }
+    for name, outcome in outcomes.items():
+        checkpoint = model.begin_step(checkpoint, name, alive, at(1), process=process)
+        checkpoint = model.end_step(checkpoint, name, alive, at(2), outcome)
+    return model.begin_step(checkpoint, "deploy", alive, at(3), process=process)
+
+
+GOLDEN_RECORDS = {"fresh": run, "rich": rich, "finished": finished, "commands": commands}
+
+
+@pytest.mark.parametrize("name", GOLDEN_RECORDS)
 def test_golden_files_are_written_and_read_byte_for_byte(name: str) -> None:
-    checkpoint = {"fresh": run, "rich": rich, "finished": finished}[name]()
+    checkpoint = GOLDEN_RECORDS[name]()
     raw = (GOLDEN / f"{name}.json").read_bytes()
     assert codec.encode(checkpoint).raw == raw
     assert codec.decode(raw, "deploy").checkpoint == checkpoint
+
+
+def test_records_of_the_first_edition_are_read_and_written_as_the_present_one() -> None:
+    raw = (GOLDEN / "first-edition.json").read_bytes()
+    assert codec.SCHEMA_SHA256.encode() not in raw
+    assert codec.decode(raw, "deploy").checkpoint == rich()
+    assert codec.encode(codec.decode(raw, "deploy").checkpoint).raw == (GOLDEN / "rich.json").read_bytes()
 
 
 def test_the_digest_is_what_the_documentation_says() -> None:
@@ -84,7 +110,7 @@ def test_the_layout_is_a_line_for_each_field_and_each_step() -> None:
 
 def test_encoding_anew_only_what_changed_gives_the_same_bytes() -> None:
     first = codec.encode(run("a", "b", "c"))
-    second = model.begin_step(first.checkpoint, "b", OwnerState.ALIVE, at(1))
+    second = model.begin_step(first.checkpoint, "b", Standing(OwnerState.ALIVE), at(1))
     assert codec.encode(second, first).raw == codec.encode(second).raw
 
 
@@ -325,7 +351,7 @@ def test_an_ancestors_file_is_read_as_v1() -> None:
         ("Build it", "begun"),
         ("publish", "pending"),
     ]
-    assert model.in_doubt(read, OwnerState.NONE) == ("Build it",)
+    assert model.in_doubt(read, Standing(OwnerState.NONE)) == ("Build it",)
     assert read.agent == "ann"
     assert read.data == {"ticket": {"id": 7}}
     assert [note.text for note in read.notes] == ["caf\u00e9"]
@@ -394,5 +420,5 @@ def test_an_owner_without_a_process_has_a_lease_that_ends() -> None:
 
 if __name__ == "__main__":
     # Writes the golden files anew: after a wanted change of the format, whose diff is then to be read.
-    for _name, _make in (("fresh", run), ("rich", rich), ("finished", finished)):
+    for _name, _make in GOLDEN_RECORDS.items():
         (GOLDEN / f"{_name}.json").write_bytes(codec.encode(_make()).raw)

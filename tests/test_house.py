@@ -129,9 +129,9 @@ def test_the_wheel_holds_schemas_and_units(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         archive.extractall(tmp_path / "site")
-    for folder in ("schemas", "systemd", "launchd"):
+    for folder in ("schemas", "systemd", "launchd", "checkpoint/shell"):
         for path in (ROOT / folder).iterdir():
-            assert f"checkpoint/{folder}/{path.name}" in names
+            assert f"checkpoint/{folder.removeprefix('checkpoint/')}/{path.name}" in names
     # The installed package finds them beside itself, not in a checkout.
     code = "import checkpoint._load as l; print(l.data_path('schemas/checkpoint.v1.schema.json'))"
     out = subprocess.run(

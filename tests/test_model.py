@@ -7,14 +7,24 @@ import pytest
 from records import FINGERPRINT, T0, at, owner, run
 
 from checkpoint import errors, model
-from checkpoint.model import Checkpoint, OwnerState, PlanStep, Status, StepStatus
+from checkpoint.model import (
+    Cause,
+    Checkpoint,
+    Outcome,
+    OwnerState,
+    PlanStep,
+    RunState,
+    Standing,
+    Status,
+    StepStatus,
+)
 
 ALIVE, DEAD, NONE, EXPIRED, UNKNOWN = (
-    OwnerState.ALIVE,
-    OwnerState.DEAD,
-    OwnerState.NONE,
-    OwnerState.EXPIRED,
-    OwnerState.UNKNOWN,
+    Standing(OwnerState.ALIVE),
+    Standing(OwnerState.DEAD),
+    Standing(OwnerState.NONE),
+    Standing(OwnerState.EXPIRED),
+    Standing(OwnerState.UNKNOWN),
 )
 
 
@@ -95,7 +105,7 @@ def test_attempts_are_counted_and_survive_a_retry() -> None:
 
 
 @pytest.mark.parametrize("state", [DEAD, NONE, EXPIRED])
-def test_a_begun_step_is_in_doubt_once_nobody_can_end_it(state: OwnerState) -> None:
+def test_a_begun_step_is_in_doubt_once_nobody_can_end_it(state: Standing) -> None:
     begun = step_in("begun")
     assert model.in_doubt(begun, ALIVE) == model.in_doubt(begun, UNKNOWN) == ()
     assert model.in_doubt(begun, state) == ("a",)
@@ -146,7 +156,7 @@ def test_a_step_twice_in_a_plan_is_refused() -> None:
 
 
 @pytest.mark.parametrize("state", [DEAD, EXPIRED])
-def test_what_a_dead_owner_left_is_taken_with_the_next_token(state: OwnerState) -> None:
+def test_what_a_dead_owner_left_is_taken_with_the_next_token(state: Standing) -> None:
     taken = model.claim(run(), owner("bob", pid=42), state, at(5))
     assert taken.lease is not None
     assert (taken.token, taken.lease.token, taken.lease.owner, taken.attempts) == (2, 2, "bob", 2)
@@ -158,7 +168,7 @@ def test_what_was_given_back_is_no_failed_attempt() -> None:
 
 
 @pytest.mark.parametrize("state", [ALIVE, UNKNOWN])
-def test_a_live_owner_is_not_robbed_without_a_reason(state: OwnerState) -> None:
+def test_a_live_owner_is_not_robbed_without_a_reason(state: Standing) -> None:
     with pytest.raises(errors.Locked, match=r"ann .*token 1"):
         model.claim(run(), owner("bob", pid=42), state, at(5))
     stolen = model.claim(run(), owner("bob", pid=42), state, at(5), steal_reason="ann is on holiday")
@@ -234,7 +244,7 @@ def test_an_expired_run_is_gone_on_with_only_on_request() -> None:
         (None, "bob", EXPIRED, None),
     ],
 )
-def test_who_may_write(token: int | None, name: str, state: OwnerState, error: type[Exception] | None) -> None:
+def test_who_may_write(token: int | None, name: str, state: Standing, error: type[Exception] | None) -> None:
     writer = owner(name, pid=41 if name == "ann" else 42)
     if error is None:
         model.authorize(run(), writer, token, state)
@@ -245,10 +255,10 @@ def test_who_may_write(token: int | None, name: str, state: OwnerState, error: t
 
 def test_time_runs_out_only_where_life_cannot_be_seen() -> None:
     lease = run(by=owner(lease_s=60)).lease
-    assert model.owner_state(lease, "alive", at(90)) is ALIVE
-    assert model.owner_state(lease, "unknown", at(90)) is EXPIRED
-    assert model.owner_state(lease, "unknown", at(30)) is UNKNOWN
-    assert model.owner_state(lease, "dead", at(30)) is DEAD
+    assert model.owner_state(lease, "alive", at(90)) is ALIVE.owner
+    assert model.owner_state(lease, "unknown", at(90)) is EXPIRED.owner
+    assert model.owner_state(lease, "unknown", at(30)) is UNKNOWN.owner
+    assert model.owner_state(lease, "dead", at(30)) is DEAD.owner
 
 
 def test_replan_does_not_make_a_step_in_doubt_repeatable() -> None:
@@ -382,3 +392,157 @@ def test_pinned_or_unfinished_work_is_not_deleted() -> None:
 )
 def test_merge_patch(target: dict[str, Any], patch: dict[str, Any], result: dict[str, Any]) -> None:
     assert model.merged(target, patch) == result
+
+
+# --- steps that are commands ------------------------------------------------------------------------------------------
+
+PROCESS = model.StepProcess("h" * 16, "boot", 1, 77, 8, 76, 7)
+GOOD = Outcome(exit_code=0)
+BAD = Outcome(exit_code=3, error="exit status 3")
+
+
+def command(*, once: bool = False) -> Checkpoint:
+    return model.begin_step(run(PlanStep("a", once=once), "b"), "a", ALIVE, at(1), process=PROCESS)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "once", "status"),
+    [
+        (GOOD, False, "completed"),
+        (GOOD, True, "completed"),
+        (GOOD._replace(in_place=True), True, "completed"),
+        (GOOD._replace(in_place=False), False, "failed"),
+        (GOOD._replace(in_place=False), True, "failed"),
+        (GOOD._replace(error="its effect could not be looked at"), False, "failed"),
+        (GOOD._replace(error="its effect could not be looked at"), True, "begun"),
+        (GOOD._replace(cause=Cause.INTERRUPT), False, "failed"),
+        (GOOD._replace(cause=Cause.TIMEOUT), True, "begun"),
+        (BAD, False, "failed"),
+        (BAD, True, "begun"),
+        (BAD._replace(in_place=True), True, "completed"),
+        (BAD._replace(in_place=False), True, "failed"),
+        (Outcome(exit_code=127, started=False, error="not found"), True, "failed"),
+        (Outcome(signal="SIGKILL", cause=Cause.INTERRUPT), True, "begun"),
+    ],
+)
+def test_how_a_command_ended_decides(outcome: Outcome, once: bool, status: str) -> None:
+    after = model.end_step(command(once=once), "a", ALIVE, at(4), outcome)
+    step = after.step("a")
+    assert step is not None
+    assert step.status == status
+    assert (step.ended_at, step.process, step.duration_ms) == (at(4), None, 3000)
+    assert (step.exit_code, step.signal) == (outcome.exit_code, outcome.signal)
+    assert model.in_doubt(after, ALIVE) == (("a",) if status == "begun" else ())
+    if status == "begun":
+        with pytest.raises(errors.InDoubt):
+            model.begin_step(after, "a", ALIVE, at(5), process=PROCESS)
+    elif status == "failed":
+        again = model.begin_step(after, "a", ALIVE, at(5)).step("a")
+        assert again is not None
+        assert (again.attempts, again.exit_code, again.signal, again.cause, again.output) == (2, None, None, None, None)
+
+
+def test_a_command_that_works_keeps_others_out_and_one_that_vanished_is_in_doubt() -> None:
+    working = Standing(OwnerState.DEAD, working=frozenset({"a"}))
+    vanished = Standing(OwnerState.ALIVE, vanished=frozenset({"a"}))
+    assert working.held
+    assert model.in_doubt(command(), working) == ()
+    with pytest.raises(errors.Locked, match="still at work") as caught:
+        model.claim(command(), owner("bob"), working, at(2))
+    assert caught.value.leaving
+    with pytest.raises(errors.Locked, match="still at work"):
+        model.authorize(command(), owner("bob"), None, working)
+    with pytest.raises(errors.Locked, match="still at work"):
+        model.begin_step(command(), "a", working._replace(owner=OwnerState.ALIVE), at(2))
+    assert model.claim(command(), owner("bob"), working, at(2), steal_reason="it hangs").token == 2
+    assert model.in_doubt(command(), vanished) == ("a",)
+    again = model.begin_step(command(), "a", vanished, at(2), process=PROCESS).step("a")
+    assert again is not None
+    assert again.attempts == 2
+
+
+def test_standing_is_what_the_processes_say() -> None:
+    def standing(lease: str, step: str, run: str, *, lease_s: int | None = None) -> Standing:
+        found = {41: lease, 77: step, 76: run}
+        by = owner(lease_s=lease_s)
+        begun = model.begin_step(model.claim(command(), by, ALIVE, at(1)), "a", ALIVE, at(1), process=PROCESS)
+        return model.standing(begun, lambda holder: found[holder.pid or 0] if holder else "unknown", at(2))
+
+    working, vanished = frozenset({"a"}), frozenset({"a"})
+    assert standing("dead", "alive", "dead") == Standing(OwnerState.DEAD, working=working)
+    assert standing("dead", "dead", "alive") == Standing(OwnerState.DEAD, working=working), "its end is not recorded yet"
+    assert standing("alive", "dead", "dead") == Standing(OwnerState.ALIVE, vanished=vanished)
+    assert standing("dead", "unknown", "unknown") == Standing(OwnerState.DEAD)
+    assert not standing("dead", "unknown", "unknown").held
+
+
+def test_an_end_is_that_of_the_attempt_that_began_and_of_nobody_elses() -> None:
+    with pytest.raises(errors.StaleToken, match="again since"):
+        model.end_step(command(), "a", ALIVE, at(2), GOOD, attempt=7)
+    working = Standing(OwnerState.ALIVE, working=frozenset({"a"}))
+    with pytest.raises(errors.Locked, match="still at work"):
+        model.end_step(command(), "a", working, at(2), GOOD)
+    ended = model.end_step(command(), "a", working, at(2), BAD, attempt=1)
+    assert model.end_step(ended, "a", ALIVE, at(3), BAD) is ended, "said again"
+    for status in ("pending", "failed"):
+        with pytest.raises(errors.InvalidTransition, match="has not begun"):
+            model.end_step(step_in(status), "a", ALIVE, at(3), GOOD)
+
+
+def test_begun_without_once_and_then_with_it_is_marked() -> None:
+    begun = model.begin_step(run(), "a", ALIVE, at(1))
+    again = model.begin_step(begun, "a", ALIVE, at(2), once=True).step("a")
+    assert again is not None
+    assert (again.once, again.attempts) == (True, 1)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "standing", "state"),
+    [
+        (None, ALIVE, RunState.RUNNING),
+        (None, UNKNOWN, RunState.RUNNING),
+        (None, DEAD, RunState.INTERRUPTED),
+        (None, Standing(OwnerState.DEAD, working=frozenset({"a"})), RunState.RUNNING),
+        (GOOD, DEAD, RunState.INTERRUPTED),
+        (BAD, ALIVE, RunState.RUNNING),
+        (BAD, NONE, RunState.FAILED),
+        (BAD._replace(cause=Cause.TIMEOUT), NONE, RunState.TIMED_OUT),
+        (BAD._replace(cause=Cause.INTERRUPT), EXPIRED, RunState.INTERRUPTED),
+    ],
+)
+def test_how_an_unfinished_run_stands(outcome: Outcome | None, standing: Standing, state: RunState) -> None:
+    checkpoint = command() if outcome is None else model.end_step(command(), "a", ALIVE, at(2), outcome)
+    assert model.run_state(checkpoint, standing, at(3)) is state
+    assert model.run_state(model.block(checkpoint, "r"), standing, at(3)) is RunState.BLOCKED
+    late = checkpoint._replace(expires_at=at(3))
+    assert model.run_state(late, standing, at(3)) is (RunState.RUNNING if standing.held else RunState.EXPIRED)
+
+
+@pytest.mark.parametrize(
+    ("cause", "state"),
+    [(None, RunState.FAILED), (Cause.TIMEOUT, RunState.TIMED_OUT), (Cause.INTERRUPT, RunState.INTERRUPTED)],
+)
+def test_how_a_finished_run_stands(cause: Cause | None, state: RunState) -> None:
+    ended = model.end_step(command(), "a", ALIVE, at(2), BAD._replace(cause=cause))
+    assert model.run_state(model.finish(ended, Status.FAILED, ALIVE, at(3), reason="r"), NONE, at(4)) is state
+    assert model.run_state(model.finish(ended, Status.CANCELLED, ALIVE, at(3)), NONE, at(4)) is RunState.CANCELLED
+    done = model.finish(ended, Status.COMPLETED, ALIVE, at(3), reason="r")
+    assert model.run_state(done, NONE, at(4)) is RunState.COMPLETED
+
+
+def test_the_oldest_output_is_forgotten_first_and_that_of_failures_last() -> None:
+    names = [f"s{number}" for number in range(6)]
+    checkpoint = run(*names)
+    for number, name in enumerate(names):
+        begun = model.begin_step(checkpoint, name, ALIVE, at(number))
+        outcome = (BAD if number == 0 else GOOD)._replace(output="x" * (model.OUTPUT_LIMIT // 4))
+        checkpoint = model.end_step(begun, name, ALIVE, at(number), outcome)
+    assert [step.name for step in checkpoint.steps if step.output] == ["s0", "s3", "s4", "s5"]
+
+
+@pytest.mark.parametrize(
+    ("id", "mine"),
+    [("deploy", True), ("deploy-0123456789ab", True), ("deploy-0123456789a", False), ("deploy-x", False), ("deploys", False)],
+)
+def test_ids_of_a_workflow(id: str, mine: bool) -> None:
+    assert model.may_be_of(id, "deploy") is mine

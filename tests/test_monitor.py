@@ -9,7 +9,7 @@ import pytest
 
 from checkpoint import model, monitor
 from checkpoint.errors import DAMAGE_KINDS, CheckpointError, Damaged, SchemaMismatch, StoreUnavailable
-from checkpoint.model import Checkpoint, Owner, OwnerState, PlanStep, Status
+from checkpoint.model import Checkpoint, Owner, OwnerState, PlanStep, Standing, Status
 from checkpoint.monitor import Finding, Policy, Reason, Severity
 
 NOW = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
@@ -18,11 +18,11 @@ STORE = "memory/checkpoints"
 HOUR = 3600
 DAY = 24 * HOUR
 ALIVE, UNKNOWN, DEAD, EXPIRED, NONE = (
-    OwnerState.ALIVE,
-    OwnerState.UNKNOWN,
-    OwnerState.DEAD,
-    OwnerState.EXPIRED,
-    OwnerState.NONE,
+    Standing(OwnerState.ALIVE),
+    Standing(OwnerState.UNKNOWN),
+    Standing(OwnerState.DEAD),
+    Standing(OwnerState.EXPIRED),
+    Standing(OwnerState.NONE),
 )
 
 
@@ -45,11 +45,11 @@ def record(age_s: float = HOUR, *, id: str = "deploy", **more: Any) -> Checkpoin
     )
 
 
-def judge(checkpoint: Checkpoint, state: OwnerState = DEAD, policy: Policy = POLICY) -> Finding | None:
+def judge(checkpoint: Checkpoint, state: Standing = DEAD, policy: Policy = POLICY) -> Finding | None:
     return monitor.judge(checkpoint, state, NOW, policy, STORE)
 
 
-def told(checkpoint: Checkpoint, state: OwnerState = DEAD, policy: Policy = POLICY) -> Finding:
+def told(checkpoint: Checkpoint, state: Standing = DEAD, policy: Policy = POLICY) -> Finding:
     finding = judge(checkpoint, state, policy)
     assert finding is not None
     return finding
@@ -85,7 +85,7 @@ def begun(step: str = "build", *, once: bool = False) -> Checkpoint:
         (lambda: record(-DAY), DEAD, Reason.CLOCK),
     ],
 )
-def test_the_reason_is_part_of_the_finding(make: Callable[[], Checkpoint], state: OwnerState, reason: Reason) -> None:
+def test_the_reason_is_part_of_the_finding(make: Callable[[], Checkpoint], state: Standing, reason: Reason) -> None:
     assert told(make(), state).reason is reason
 
 
@@ -132,8 +132,8 @@ def test_words_given_with_a_block_or_a_failure_are_passed_on() -> None:
 
 
 @pytest.mark.parametrize("status", [Status.COMPLETED, Status.FAILED, Status.CANCELLED])
-@pytest.mark.parametrize("state", list(OwnerState))
-def test_a_finished_run_is_never_told(status: Status, state: OwnerState) -> None:
+@pytest.mark.parametrize("state", list(map(Standing, OwnerState)))
+def test_a_finished_run_is_never_told(status: Status, state: Standing) -> None:
     finished = record(30 * DAY, ttl_s=60, stale_after_s=1)._replace(status=status, finished_at=ago(29 * DAY), lease=None)
     assert judge(finished, state) is None
     assert judge(finished._replace(updated_at=NOW + timedelta(days=1)), state) is None
@@ -162,7 +162,7 @@ def test_a_finished_run_is_never_told(status: Status, state: OwnerState) -> None
     ],
 )
 def test_stale_is_longer_than_the_threshold(age_s: float, own: int | None, stale: bool) -> None:
-    for state in OwnerState:
+    for state in map(Standing, OwnerState):
         assert (judge(record(age_s, stale_after_s=own), state) is not None) is stale
 
 
@@ -188,7 +188,7 @@ def test_progress_counts_and_not_the_age_of_the_run() -> None:
     [(601, Severity.WARNING), (DAY - 1, Severity.WARNING), (DAY, Severity.CRITICAL), (DAY + 1, Severity.CRITICAL)],
 )
 @pytest.mark.parametrize("state", [ALIVE, DEAD])
-def test_age_makes_critical(age_s: int, severity: Severity, state: OwnerState) -> None:
+def test_age_makes_critical(age_s: int, severity: Severity, state: Standing) -> None:
     assert told(record(age_s), state).severity is severity
     assert told(model.block(record(age_s), "waits"), state).severity is severity
     assert told(record(age_s, ttl_s=60), state).severity is severity

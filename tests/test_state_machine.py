@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from records import T0, owner, run
 
 from checkpoint import errors, model
-from checkpoint.model import Checkpoint, OwnerState, Status, StepStatus
+from checkpoint.model import Checkpoint, Status, StepStatus
 from checkpoint.store import Store
 from checkpoint.store.file import FileStore
 from checkpoint.store.memory import MemoryStore
@@ -45,12 +45,12 @@ class Owners(RuleBasedStateMachine):
         """Two are processes, whose name outlives them; the third holds by time."""
         return owner(name, pid=None, lease_s=60) if name == "bot" else owner(name, pid=100 + self.lives[name])
 
-    def state(self, checkpoint: Checkpoint) -> OwnerState:
+    def state(self, checkpoint: Checkpoint) -> model.Standing:
         lease = checkpoint.lease
         liveness = "unknown"
         if lease is not None and lease.pid is not None:
             liveness = "alive" if lease.pid == self.who(lease.owner).pid else "dead"
-        return model.owner_state(lease, liveness, self.now)
+        return model.Standing(model.owner_state(lease, liveness, self.now))
 
     # --- what owners do -----------------------------------------------------------------------------------------------
 
@@ -70,7 +70,7 @@ class Owners(RuleBasedStateMachine):
         if not self.unfinished():
             return
         before = self.store.load("deploy")
-        held_by_other = before.lease is not None and self.state(before) in model.HELD and before.lease.owner != name
+        held_by_other = before.lease is not None and self.state(before).held and before.lease.owner != name
 
         def claim(checkpoint: Checkpoint, _now: object) -> Checkpoint:
             reason = "test" if steal else None
@@ -210,7 +210,7 @@ class Owners(RuleBasedStateMachine):
             return
         checkpoint = self.store.load("deploy")
         state = self.state(checkpoint)
-        held = state in model.HELD
+        held = state.held
         for name in NAMES:
             me = self.who(name)
             mine = checkpoint.lease is not None and (checkpoint.lease.owner, checkpoint.lease.pid) == (name, me.pid)

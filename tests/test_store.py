@@ -16,7 +16,7 @@ from conftest import lacking
 from records import RUN_ID, owner, run
 
 from checkpoint import Checkpoints, errors, model
-from checkpoint.model import Checkpoint, OwnerState, Status
+from checkpoint.model import Checkpoint, OwnerState, Standing, Status
 from checkpoint.store import Store, open_store
 from checkpoint.store.file import FileStore
 
@@ -31,7 +31,7 @@ def keyed(name: str = "deploy-0123456789ab", **more: object) -> Checkpoint:
 
 
 def end(checkpoint: Checkpoint, now: datetime) -> Checkpoint:
-    return model.finish(checkpoint, Status.COMPLETED, OwnerState.ALIVE, now, reason="r")
+    return model.finish(checkpoint, Status.COMPLETED, Standing(OwnerState.ALIVE), now, reason="r")
 
 
 def finish(store: Store, name: str) -> None:
@@ -51,6 +51,40 @@ def test_create_is_exclusive(store: Store) -> None:
         store.create(run())
 
 
+def test_a_run_id_with_a_label_is_filed_and_found_by_its_uuid(store: Store) -> None:
+    labelled = f"cron:{RUN_ID}"
+    store.create(run(run_id=labelled))
+    for name in (labelled, RUN_ID, f"other:{RUN_ID}"):
+        assert store.load(name).run_id == labelled
+    finish(store, "deploy")
+    assert store.load(labelled).status is Status.COMPLETED
+    assert [entry.place for entry in store.scan(finished=True)] in (
+        [f"done/deploy/{RUN_ID}.json"],
+        [f"done/{RUN_ID}.json"],
+    )
+    store.delete(labelled, labelled)
+    with pytest.raises(errors.NotFound):
+        store.load(labelled)
+
+
+def test_a_scan_for_one_workflow_and_its_newest(store: Store) -> None:
+    ids = [f"019cab00-0000-7000-8000-{number:012}" for number in range(4)]
+    for number, id in enumerate(ids):
+        store.create(run(run_id=f"cron:{id}" if number % 2 else id))
+        finish(store, "deploy")
+    store.create(run(run_id="019cab00-0000-7000-8000-000000000009"))
+    store.create(keyed(run_id="019cab00-0000-7000-8000-00000000000a"))
+    store.create(run(id="other", workflow="other", run_id="019cab00-0000-7000-8000-00000000000b"))
+
+    def found(**more: object) -> set[str]:
+        entries = store.scan(workflow="deploy", **more)  # type: ignore[arg-type]
+        return {model.bare(entry.checkpoint.run_id)[-1] for entry in entries if entry.checkpoint}
+
+    assert found() == {"9", "a"}
+    assert found(finished=True) == {"0", "1", "2", "3", "9", "a"}
+    assert found(finished=True, newest=2) == {"2", "3", "9", "a"}
+
+
 def test_a_finished_key_stays_taken_a_finished_workflow_does_not(store: Store) -> None:
     store.create(keyed())
     finish(store, keyed().id)
@@ -63,7 +97,7 @@ def test_a_finished_key_stays_taken_a_finished_workflow_does_not(store: Store) -
 
 def test_tokens_of_an_id_grow_over_its_runs(store: Store) -> None:
     store.create(run())
-    stolen = store.update("deploy", lambda c, now: model.claim(c, owner("bob"), OwnerState.DEAD, now))
+    stolen = store.update("deploy", lambda c, now: model.claim(c, owner("bob"), Standing(OwnerState.DEAD), now))
     assert stolen.token == 2
     finish(store, "deploy")
     store.delete(stolen.run_id, stolen.run_id)
@@ -82,7 +116,7 @@ def test_update_writes_a_revision_and_no_change_writes_none(store: Store) -> Non
 def test_an_update_that_raises_changes_nothing(store: Store) -> None:
     created = store.create(run())
     with pytest.raises(errors.Locked):
-        store.update("deploy", lambda c, now: model.claim(c, owner("bob"), OwnerState.ALIVE, now))
+        store.update("deploy", lambda c, now: model.claim(c, owner("bob"), Standing(OwnerState.ALIVE), now))
     with pytest.raises(errors.Usage):
         store.update("deploy", lambda c, now: model.merge_data(c, {"x": "y" * (5 << 20)}))
     assert store.load("deploy") == created
@@ -162,7 +196,7 @@ def test_what_another_run_stands_for_is_left_alone(store: Store) -> None:
 
 def test_repair_sets_aside_and_reseals(store: Store) -> None:
     store.create(run())
-    stolen = store.update("deploy", lambda c, now: model.claim(c, owner("bob"), OwnerState.DEAD, now))
+    stolen = store.update("deploy", lambda c, now: model.claim(c, owner("bob"), Standing(OwnerState.DEAD), now))
     id, raw = store.raw("deploy")
     assert id == "deploy"
     kept = store.repair("deploy", raw, lambda id, raw: model.pin(run(), True))

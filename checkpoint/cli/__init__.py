@@ -1,5 +1,6 @@
 """checkpoint-tool: the typer app, and the one place where errors become exit codes."""
 
+import functools
 import shlex
 import sys
 import traceback
@@ -31,6 +32,11 @@ COMMANDS = {
     "complete": "workflow:complete",
     "fail": "workflow:fail",
     "cancel": "workflow:cancel",
+    "run": "run:run",
+    "exec": "run:exec_",
+    "status": "run:status",
+    "begin": "run:begin",
+    "end": "run:end",
     "heartbeat": "workflow:heartbeat",
     "release": "workflow:release",
     "show": "workflow:show",
@@ -40,6 +46,8 @@ COMMANDS = {
     "prune": "admin:prune",
     "pin": "admin:pin",
     "unpin": "admin:unpin",
+    "shell-init": "shell:shell_init",
+    "session": "shell:session",
 }
 """Verb -> the function that does it, in a module of this package."""
 
@@ -51,12 +59,15 @@ class _Commands(TyperGroup):
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in COMMANDS:
-            return None
-        single = typer.Typer(add_completion=False, rich_markup_mode=None)
-        function = load(f"checkpoint.cli.{COMMANDS[cmd_name]}")
-        single.command(cmd_name)(function)
-        return typer.main.get_command(single)
+        return _command(cmd_name) if cmd_name in COMMANDS else None
+
+
+# A session runs many commands: built anew each time they would cost as much again as the durable writes.
+@functools.cache
+def _command(name: str) -> Any:
+    single = typer.Typer(add_completion=False, rich_markup_mode=None)
+    single.command(name)(load(f"checkpoint.cli.{COMMANDS[name]}"))
+    return typer.main.get_command(single)
 
 
 app = typer.Typer(
@@ -82,6 +93,11 @@ def _program(
     """
 
 
+@functools.cache
+def _commands() -> Any:
+    return typer.main.get_command(app)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. ``argv``: the arguments without the program's name. Returns the exit status."""
     process.fill_standard_streams()
@@ -91,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--version" in takewhile(lambda argument: argument.startswith("-"), options):
             emit(f"{PROGRAM} {__version__}\n", changed=False)
             return 0
-        status = app(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+        status = _commands()(args=arguments, prog_name=PROGRAM, standalone_mode=False)
         return status if isinstance(status, int) else 0
     except NoArgsIsHelpError as error:
         process.write_stderr(error.format_message())

@@ -1,5 +1,6 @@
 """What the verbs share: option types, how values are read, who asks, and how results leave the program."""
 
+import functools
 import sys
 from os import environ
 from typing import Annotated, BinaryIO
@@ -34,26 +35,45 @@ Token = Annotated[
     typer.Option("--token", metavar="N", help="Fencing token. [$CHECKPOINT_TOKEN]", show_default=False),
 ]
 Agent = Annotated[str | None, typer.Option("--agent", metavar="NAME", help="Agent that works on it.", show_default=False)]
+AllowSecret = Annotated[
+    list[str] | None,
+    typer.Option("--allow-secret", metavar="RULE", help="Take what this rule refuses as a secret.", show_default=False),
+]
 Reason = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why.", show_default=False)]
 
 
 def open_checkpoints(
-    store: str | None, owner: str | None = None, owner_pid: int | None = None, lease: str | None = None
+    store: str | None,
+    owner: str | None = None,
+    owner_pid: int | None = None,
+    lease: str | None = None,
+    *,
+    allow_secret: list[str] | None = None,
 ) -> Checkpoints:
     """The store that is meant, and who asks. Raises Usage."""
+    return _checkpoints(store, owner, owner_pid, lease, tuple(allow_secret or ()))
+
+
+# A session opens each store once for all of its commands.
+@functools.cache
+def _checkpoints(
+    store: str | None, owner: str | None, owner_pid: int | None, lease: str | None, allow_secret: tuple[str, ...]
+) -> Checkpoints:
     who = make_owner(
         owner or environ.get("CHECKPOINT_OWNER") or None,
         pid=owner_pid,
         lease_s=seconds(lease),
         time_held=owner_pid is None,
     )
-    return Checkpoints(store_path(store, environ), owner=who)
+    return Checkpoints(store_path(store, environ), owner=who, allow_secrets=allow_secret)
 
 
-def open_workflow(id: str, store: str | None, owner: str | None, token: int | None) -> Workflow:
+def open_workflow(
+    id: str, store: str | None, owner: str | None, token: int | None, *, allow_secret: list[str] | None = None
+) -> Workflow:
     """A handle for one write. $CHECKPOINT_TOKEN counts only for the checkpoint that $CHECKPOINT_ID names, if it does:
     a script that drives two runs would otherwise hand the token of one to the other."""
-    run = open_checkpoints(store, owner).open(id, token=token)
+    run = open_checkpoints(store, owner, allow_secret=allow_secret).open(id, token=token)
     given = environ.get("CHECKPOINT_TOKEN")
     if token is None and given and environ.get("CHECKPOINT_ID") in (None, "", run.id, run.checkpoint.run_id):
         if not given.isascii() or not given.isdigit():

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from os.path import abspath, expanduser
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +13,7 @@ from checkpoint._load import load
 from checkpoint.api import Listed, Update, Workflow, document, json_object, json_value
 from checkpoint.cli.options import (
     Agent,
+    AllowSecret,
     Id,
     Json,
     LeaseTime,
@@ -80,6 +82,7 @@ def start(
     lease: LeaseTime = None,
     replan: Annotated[bool, typer.Option("--replan", help="Take the new plan, keep what is completed.")] = False,
     format: Format = None,
+    allow_secret: AllowSecret = None,
     json: Json = False,
     store: Store = None,
 ) -> None:
@@ -91,7 +94,7 @@ def start(
     note = read_value(note, "--note")
     stream = None if input is None else standard_input("--input") if input == "-" else open_file(input, "--input")
     try:
-        run = open_checkpoints(store, owner, owner_pid, lease).start(
+        run = open_checkpoints(store, owner, owner_pid, lease, allow_secret=allow_secret).start(
             workflow,
             wanted,
             key=key,
@@ -134,6 +137,7 @@ def resume(
     steal: Annotated[bool, typer.Option("--steal", help="Take it from a live owner; wants --reason.")] = False,
     reason: Reason = None,
     format: Format = None,
+    allow_secret: AllowSecret = None,
     json: Json = False,
     store: Store = None,
 ) -> None:
@@ -145,7 +149,7 @@ def resume(
         raise Usage("--reason goes with --steal")
     if steal and id is None:
         raise Usage("--steal wants the ID of what is to be taken")
-    run = open_checkpoints(store, owner, owner_pid, lease).resume(
+    run = open_checkpoints(store, owner, owner_pid, lease, allow_secret=allow_secret).resume(
         id, agent=agent, wait_s=seconds(wait) or 0, steal_reason=read_value(reason, "--reason")
     )
     _hand_over(run, form, "yours now")
@@ -182,6 +186,7 @@ def update(
     token: Token = None,
     owner: OwnerName = None,
     format: Format = None,
+    allow_secret: AllowSecret = None,
     json: Json = False,
     store: Store = None,
 ) -> None:
@@ -216,7 +221,7 @@ def update(
         reason=read_value(reason, "--reason"),
         once=once,
     )
-    run = open_workflow(id, store, owner, token)
+    run = open_workflow(id, store, owner, token, allow_secret=allow_secret)
     run.update(wanted)
     if form == "env":
         emit(_env(run), changed=True)
@@ -230,6 +235,7 @@ def complete(
     reason: Reason = None,
     token: Token = None,
     owner: OwnerName = None,
+    allow_secret: AllowSecret = None,
     json: Json = False,
     store: Store = None,
 ) -> None:
@@ -238,27 +244,39 @@ def complete(
         raise Usage("--force leaves steps undone: say why with --reason TEXT")
     if reason is not None and not force:
         raise Usage("--reason goes with --force")
-    run = open_workflow(id, store, owner, token)
+    run = open_workflow(id, store, owner, token, allow_secret=allow_secret)
     run.complete(force_reason=read_value(reason, "--reason"))
     emit_view(run.view(), json=json)
 
 
 def fail(
-    id: Id, reason: Reason = None, token: Token = None, owner: OwnerName = None, json: Json = False, store: Store = None
+    id: Id,
+    reason: Reason = None,
+    token: Token = None,
+    owner: OwnerName = None,
+    allow_secret: AllowSecret = None,
+    json: Json = False,
+    store: Store = None,
 ) -> None:
     """End a run as failed, for good."""
     words = _wanted(reason, "fail")
-    run = open_workflow(id, store, owner, token)
+    run = open_workflow(id, store, owner, token, allow_secret=allow_secret)
     run.fail(words)
     emit_view(run.view(), json=json)
 
 
 def cancel(
-    id: Id, reason: Reason = None, token: Token = None, owner: OwnerName = None, json: Json = False, store: Store = None
+    id: Id,
+    reason: Reason = None,
+    token: Token = None,
+    owner: OwnerName = None,
+    allow_secret: AllowSecret = None,
+    json: Json = False,
+    store: Store = None,
 ) -> None:
     """End a run that is no longer wanted, for good."""
     words = _wanted(reason, "cancel")
-    run = open_workflow(id, store, owner, token)
+    run = open_workflow(id, store, owner, token, allow_secret=allow_secret)
     run.cancel(words)
     emit_view(run.view(), json=json)
 
@@ -390,6 +408,8 @@ def _env(run: Workflow) -> str:
     checkpoint = view.checkpoint
     return text.to_env(
         {
+            # Absolute: the script may change its folder before it asks again.
+            "CHECKPOINT_STORE": abspath(expanduser(run.location)),
             "CHECKPOINT_ID": checkpoint.id,
             "CHECKPOINT_RUN_ID": checkpoint.run_id,
             "CHECKPOINT_TOKEN": checkpoint.token,

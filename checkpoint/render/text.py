@@ -8,7 +8,7 @@ from typing import Any
 
 from checkpoint import model
 from checkpoint.codec import timestamp
-from checkpoint.model import Step, StepStatus, View
+from checkpoint.model import Checkpoint, RunState, Step, StepStatus, View
 from checkpoint.monitor import Finding, Report, Severity
 
 # Control characters (C0, DEL, C1), line separators, and what turns or hides text: direction marks, zero-width ones, tags.
@@ -107,6 +107,27 @@ def brief(view: View) -> str:
     return escape(", ".join(words))
 
 
+def status_line(checkpoint: Checkpoint, state: RunState) -> str:
+    """How a run stands, in one line."""
+    words = [f"{checkpoint.id}  {state.replace('_', ' ')}", f"run {checkpoint.run_id}"]
+    words.append(f"started {model.clock(checkpoint.created_at)}")
+    if checkpoint.finished_at is not None:
+        words.append(f"ended {model.clock(checkpoint.finished_at)}")
+    if checkpoint.reason is not None:
+        words.append(checkpoint.reason)
+    return escape(", ".join(words))
+
+
+def status_document(checkpoint: Checkpoint, state: RunState) -> dict[str, Any]:
+    """The same as JSON."""
+    return {
+        "run_id": checkpoint.run_id,
+        "status": state,
+        "started_at": timestamp(checkpoint.created_at),
+        "completed_at": None if checkpoint.finished_at is None else timestamp(checkpoint.finished_at),
+    }
+
+
 def check_line(report: Report) -> str:
     """The first line of the self-check, as monitoring plugins print it: words, a bar, performance data."""
     policy, oldest = report.policy, report.oldest
@@ -175,6 +196,8 @@ def _step_line(step: Step, *, doubtful: bool) -> str:
         parts.append(f"{step.attempts} attempts")
     if step.once:
         parts.append("once")
+    if step.duration_ms is not None:
+        parts.append(f"{step.duration_ms / 1000:.1f} s")
     parts += [text for text in (step.error, step.reason) if text]
     if step.result is not None:
         parts.append(to_json(step.result))

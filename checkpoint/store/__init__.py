@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from checkpoint._load import load
 from checkpoint.errors import CheckpointError, Conflict, Usage
-from checkpoint.model import ID, Checkpoint
+from checkpoint.model import ID, RUN_ID, Checkpoint, bare
 
 Change = Callable[[Checkpoint, datetime], Checkpoint]
 """(checkpoint as it stands, the store's clock) -> checkpoint as it is to stand; the same object for "no change"."""
@@ -56,8 +56,11 @@ class Store(Protocol):
         When it returns, the state is durable, also where nothing had to be written.
         """
 
-    def scan(self, *, finished: bool = False) -> Iterator[Entry]:
-        """Unfinished checkpoints in the order of their ids, or all. Never raises for one bad record."""
+    def scan(self, *, finished: bool = False, workflow: str | None = None, newest: int | None = None) -> Iterator[Entry]:
+        """Unfinished checkpoints in the order of their ids, or all. Never raises for one bad record.
+
+        ``workflow``: only what may be a run of it, going by its id. ``newest``: no more than so many of each history.
+        """
 
     def archive(self, id: str, run_id: str) -> None:
         """Move a finished run out of the unfinished ones. Done already, also when another run follows: nothing happens."""
@@ -106,8 +109,10 @@ def changed_meanwhile(name: str) -> Conflict:
 
 
 def checked(name: str) -> str:
-    """``name`` itself. Raises Usage unless it can be an id or a run id."""
+    """``name`` as records are filed: an id, or a run id without its label. Raises Usage for what is neither."""
     if ID.fullmatch(name):
         return name
+    if RUN_ID.fullmatch(name):
+        return bare(name)
     shown = name if len(name) <= 80 else name[:77] + "..."
     raise Usage(f"{shown!r} is no id of a checkpoint: an id holds a-z, 0-9, _ and -", hint="checkpoint-tool list --all")

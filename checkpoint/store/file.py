@@ -141,7 +141,7 @@ class FileStore:
                     self._put_away(folder, done, file, finished)
                 else:
                     with done.child(checkpoint.workflow, make=True) as history:
-                        self._put_away(folder, history, checkpoint.run_id + _SUFFIX, finished)
+                        self._put_away(folder, history, model.bare(checkpoint.run_id) + _SUFFIX, finished)
             # The next run of this id goes on counting from here, also when this one is pruned.
             lock.write(max(checkpoint.token, lock.read()[0]), durable=True)
             folder.remove(file)
@@ -200,22 +200,22 @@ class FileStore:
             place, file, id = self._locate(self._folder(), name)
             return id, place.read(file)
 
-    def scan(self, *, finished: bool = False) -> Iterator[Entry]:
+    def scan(self, *, finished: bool = False, workflow: str | None = None, newest: int | None = None) -> Iterator[Entry]:
         with self._errors():
             folder = self._folder()
             done = self._done(folder) if finished else None
-            for entry in self._scan_folder(folder, ""):
+            for entry in self._scan_folder(folder, "", workflow=workflow):
                 checkpoint = entry.checkpoint
                 if checkpoint is None or checkpoint.unfinished or (finished and not self._is_put_away(done, checkpoint)):
                     yield entry
             if done is None:
                 return
-            yield from self._scan_folder(done, "done/")
-            for name in sorted(done.names()):
+            yield from self._scan_folder(done, "done/", workflow=workflow)
+            for name in sorted(done.names()) if workflow is None else [workflow]:
                 if model.NAME.fullmatch(name) and done.is_folder(name):
                     try:
                         history = done.child(name)
-                        yield from self._scan_folder(history, f"done/{name}/", id=name)
+                        yield from self._scan_folder(history, f"done/{name}/", id=name, newest=newest)
                     except OSError as error:
                         words = f"done/{name} cannot be read: {error.strerror}"
                         yield Entry(name, f"done/{name}", None, StoreUnavailable(words))
@@ -318,7 +318,8 @@ class FileStore:
             yield folder, place, file, id, lock
 
     def _locate(self, folder: Folder, name: str) -> tuple[Folder, str, str]:
-        """(folder, file name, id) of the record that the checked ``name`` means. Raises NotFound."""
+        """(folder, file name, id) of the record that ``name`` means. Raises NotFound."""
+        said, name = name, checked(name)
         file = name + _SUFFIX
         if folder.has(file):
             return folder, file, name
@@ -339,9 +340,9 @@ class FileStore:
                             return history, file, workflow
         if RUN_ID.fullmatch(name):
             for entry in self.scan(finished=True):
-                if entry.checkpoint is not None and entry.checkpoint.run_id == name:
+                if entry.checkpoint is not None and model.bare(entry.checkpoint.run_id) == name:
                     return self._locate(folder, entry.checkpoint.id)
-        raise NotFound(f"there is no checkpoint {name!r} in {self.location}", hint="checkpoint-tool list --all")
+        raise NotFound(f"there is no checkpoint {said!r} in {self.location}", hint="checkpoint-tool list --all")
 
     def _done(self, folder: Folder) -> Folder | None:
         """The folder of finished runs, or None where there is none yet. A link or a file in its place is an error: taken
@@ -370,7 +371,7 @@ class FileStore:
             return done.has(checkpoint.id + _SUFFIX)
         if not done.is_folder(checkpoint.workflow):
             return False
-        return done.child(checkpoint.workflow).has(checkpoint.run_id + _SUFFIX)
+        return done.child(checkpoint.workflow).has(model.bare(checkpoint.run_id) + _SUFFIX)
 
     def _read(self, place: Folder, file: str, id: str) -> codec.Encoded:
         raw = place.read(file)
@@ -380,8 +381,21 @@ class FileStore:
         self._last = last = codec.decode(raw, id, name=file.removesuffix(_SUFFIX))
         return last
 
-    def _scan_folder(self, folder: Folder, prefix: str, *, id: str | None = None) -> Iterator[Entry]:
-        for file in sorted(folder.names()):
+    def _scan_folder(
+        self,
+        folder: Folder,
+        prefix: str,
+        *,
+        id: str | None = None,
+        workflow: str | None = None,
+        newest: int | None = None,
+    ) -> Iterator[Entry]:
+        files = sorted(folder.names())
+        if newest is not None:
+            files = files[-newest:]
+        for file in files:
+            if workflow is not None and not model.may_be_of(file.removesuffix(_SUFFIX), workflow):
+                continue
             if file.startswith(".") or (not prefix and file in ("done", "quarantine")):
                 continue
             if prefix == "done/" and model.NAME.fullmatch(file) and folder.is_folder(file):

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from checkpoint import codec, model
 from checkpoint.errors import AlreadyExists, CheckpointError, NotFound
-from checkpoint.model import Checkpoint
+from checkpoint.model import RUN_ID, Checkpoint
 from checkpoint.store import Change, Entry, changed_meanwhile, checked, utc_now
 
 
@@ -53,18 +53,27 @@ class MemoryStore:
                 self._tokens[after.id] = max(after.token, self._tokens.get(after.id, 0))
             return after
 
-    def scan(self, *, finished: bool = False) -> Iterator[Entry]:
+    def scan(self, *, finished: bool = False, workflow: str | None = None, newest: int | None = None) -> Iterator[Entry]:
         with self._lock:
             places = {f"{key}.json": (key, raw) for key, raw in self._unfinished.items()}
             if finished:
                 places |= {f"done/{key}.json": (key, raw) for key, raw in self._finished.items()}
-        for place, (key, raw) in sorted(places.items(), key=lambda item: (item[0].count("/"), item[0])):
+        ordered = sorted(places.items(), key=lambda item: (item[0].count("/"), item[0]))
+        histories: dict[str, list[str]] = {}
+        for key, raw in self._finished.items():
+            if RUN_ID.fullmatch(key):
+                histories.setdefault(self._decode_id(raw), []).append(key)
+        old = {key for keys in histories.values() for key in sorted(keys)[: -newest if newest else 0]}
+        for place, (key, raw) in ordered:
+            if key in old:
+                continue
             try:
                 checkpoint = self._decode(raw)
             except CheckpointError as error:
                 yield Entry(key, place, None, error)
             else:
-                if finished or checkpoint.unfinished:
+                mine = workflow is None or checkpoint.workflow == workflow
+                if mine and (finished or checkpoint.unfinished):
                     yield Entry(key, place, checkpoint, None)
 
     def archive(self, id: str, run_id: str) -> None:
@@ -76,7 +85,7 @@ class MemoryStore:
             if checkpoint.run_id != run_id:
                 return
             model.check_finished(checkpoint)
-            key = id if checkpoint.idempotency_key is not None else checkpoint.run_id
+            key = id if checkpoint.idempotency_key is not None else model.bare(checkpoint.run_id)
             self._finished.setdefault(key, raw)
             del self._unfinished[id]
 
@@ -115,15 +124,16 @@ class MemoryStore:
             return aside
 
     def _locate(self, name: str) -> tuple[dict[str, bytes], str]:
+        said, name = name, checked(name)
         for place in (self._unfinished, self._finished):
-            if checked(name) in place:
+            if name in place:
                 return place, name
         for place in (self._unfinished, self._finished):
             for key in sorted(place, reverse=True):
                 checkpoint = self._decode(place[key])
-                if name in (checkpoint.run_id, checkpoint.id):
+                if name in (model.bare(checkpoint.run_id), checkpoint.id):
                     return place, key
-        raise NotFound(f"there is no checkpoint {name!r} in {self.location}", hint="checkpoint-tool list --all")
+        raise NotFound(f"there is no checkpoint {said!r} in {self.location}", hint="checkpoint-tool list --all")
 
     def _decode(self, raw: bytes) -> Checkpoint:
         return codec.decode(raw, self._decode_id(raw)).checkpoint

@@ -1,0 +1,212 @@
+"""The verbs around a command: run, exec, status; and begin and end, by which the shell functions wrap what is none."""
+
+from os import environ
+from os.path import abspath, expanduser
+from typing import Annotated
+
+import typer
+
+from checkpoint.api import document
+from checkpoint.api import owner as make_owner
+from checkpoint.cli.options import (
+    Id,
+    Json,
+    OwnerName,
+    Store,
+    Token,
+    emit,
+    open_checkpoints,
+    open_workflow,
+    say,
+    seconds,
+)
+from checkpoint.command import TAIL, Command, Ran, run_alone, run_step
+from checkpoint.config import STORE_VARIABLE
+from checkpoint.errors import CheckpointError, InvalidTransition, Usage
+from checkpoint.model import DONE, Outcome, RunState, StepStatus
+from checkpoint.process import own_pid
+from checkpoint.render import text
+
+StepName = Annotated[str, typer.Argument(metavar="STEP", help="Name of the step.", show_default=False)]
+Argv = Annotated[list[str] | None, typer.Argument(metavar="-- COMMAND...", help="The command.", show_default=False)]
+Once = Annotated[bool, typer.Option("--once", help="Must not be repeated blindly.")]
+Add = Annotated[bool, typer.Option("--add", help="Append the step if the plan has none of that name.")]
+Timeout = Annotated[
+    str | None, typer.Option(metavar="D", help="End it after that: SIGTERM, 5 s later SIGKILL; exit 124.", show_default=False)
+]
+Tail = Annotated[int, typer.Option(metavar="BYTES", help="How much of the end of its output is recorded.")]
+
+STATUS_CODES = {
+    RunState.COMPLETED: 0,
+    RunState.RUNNING: 30,
+    RunState.INTERRUPTED: 31,
+    RunState.TIMED_OUT: 32,
+    RunState.FAILED: 33,
+    RunState.BLOCKED: 34,
+    RunState.EXPIRED: 35,
+    RunState.CANCELLED: 36,
+}
+
+
+def run(
+    id: Id,
+    step: StepName,
+    command: Argv = None,
+    once: Once = False,
+    verify: Annotated[
+        str | None,
+        typer.Option(metavar="CMD", help="Shell command; exit 0: the effect is in place, 1: it is not.", show_default=False),
+    ] = None,
+    timeout: Timeout = None,
+    retries: Annotated[int, typer.Option(metavar="N", help="Try again so often after a failure.")] = 0,
+    backoff: Annotated[str, typer.Option(metavar="D", help="Before the first of them; doubles, up to 10 minutes.")] = "1s",
+    tail: Tail = TAIL,
+    add: Add = False,
+    token: Token = None,
+    owner: OwnerName = None,
+    json: Json = False,
+    store: Store = None,
+) -> int:
+    """Run a command as a step, unless it is done already. Exits as the command does."""
+    workflow = open_workflow(id, store, owner, token)
+    wanted = Command(
+        argv=command or (),
+        # A command that asks about its own run must find it, from whatever folder.
+        environ=environ if store is None else environ | {STORE_VARIABLE: abspath(expanduser(store))},
+        verify=verify,
+        timeout_s=seconds(timeout),
+        retries=retries,
+        backoff_s=seconds(backoff) or 1,
+        tail=tail,
+        stdout=2 if json else 1,
+    )
+    claimed = False
+    if workflow.checkpoint.unfinished:
+        # Under a name of its own: a second command of the same owner must not take this claim, which ends with us, for his.
+        claimed = workflow.hold(make_owner(pid=own_pid()))
+    try:
+        ran = run_step(workflow, step, wanted, once=once, add=add)
+    finally:
+        if claimed:
+            try:
+                workflow.release()
+            except CheckpointError:
+                pass  # it ends with this process anyway
+    return _told(ran, f"{workflow.id}: step {step}", json=json)
+
+
+def exec_(
+    workflow: Annotated[str, typer.Argument(metavar="WORKFLOW", help="Name: a-z, 0-9, _ and -.", show_default=False)],
+    command: Argv = None,
+    key: Annotated[
+        str | None, typer.Option(metavar="K", help="Idempotency key: run until it has succeeded once.", show_default=False)
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Before the run id, as in cron:<uuid>.", show_default=False)
+    ] = None,
+    timeout: Timeout = None,
+    no_overlap: Annotated[bool, typer.Option("--no-overlap", help="Refuse (exit 11) while an earlier one is alive.")] = False,
+    tail: Tail = TAIL,
+    json: Json = False,
+    store: Store = None,
+) -> int:
+    """Run a command as a run of its own, for cron lines and timers. Exits as the command does."""
+    if label is not None and key is not None:
+        raise Usage("--label names runs of their own, --key the run of that key: one of the two")
+    checkpoints = open_checkpoints(store, None, own_pid())
+    wanted = Command(argv=command or (), environ=environ, timeout_s=seconds(timeout), tail=tail, stdout=2 if json else 1)
+    ran = run_alone(checkpoints, workflow, wanted, key=key, label=label, overlap=not no_overlap)
+    return _told(ran, workflow, json=json)
+
+
+def status(
+    name: Annotated[str, typer.Argument(metavar="WORKFLOW|ID|RUN_ID", help="Which run.", show_default=False)],
+    previous: Annotated[bool, typer.Option("--previous", help="The run before that one.")] = False,
+    json: Json = False,
+    store: Store = None,
+) -> int:
+    """Did the last run finish, or was it interrupted? The exit status says it too."""
+    checkpoint, state = open_checkpoints(store).status(name, previous=previous)
+    line = text.to_json(text.status_document(checkpoint, state)) if json else text.status_line(checkpoint, state)
+    emit(line + "\n", changed=False)
+    return STATUS_CODES[state]
+
+
+def begin(
+    id: Id,
+    step: StepName,
+    once: Once = False,
+    add: Add = False,
+    ask: Annotated[bool, typer.Option("--ask", help="In doubt: say so, and do not begin.")] = False,
+    absent: Annotated[bool, typer.Option("--absent", help="In doubt, and its effect was seen not to be in place.")] = False,
+    token: Token = None,
+    owner: OwnerName = None,
+    json: Json = False,
+    store: Store = None,
+) -> None:
+    """Begin a step, unless it is done already. Prints begun, done, or with --ask in_doubt."""
+    workflow = open_workflow(id, store, owner, token)
+    stored = workflow.checkpoint.step(step)
+    begun = stored is not None and stored.status is StepStatus.BEGUN
+    if stored is not None and stored.status in DONE:
+        workflow.done(step)
+        answer = "done"
+    elif begun and ask:
+        answer = "in_doubt"
+    else:
+        if begun and absent:
+            workflow.end(step, Outcome(in_place=False, error="its effect is not in place"))
+        answer = "begun"
+        try:
+            workflow.begin(step, once=once, add=add)
+        except InvalidTransition:
+            if workflow.done(step) is None:
+                raise
+            answer = "done"  # by somebody else, since we looked
+    emit((text.to_json({"answer": answer}) if json else answer) + "\n", changed=answer == "begun")
+
+
+def end(
+    id: Id,
+    step: StepName,
+    exit_code: Annotated[int | None, typer.Option(metavar="N", help="How it ended.", show_default=False)] = None,
+    in_place: Annotated[bool, typer.Option("--in-place", help="Its effect was seen to be in place.")] = False,
+    absent: Annotated[bool, typer.Option("--absent", help="Its effect was seen not to be in place.")] = False,
+    unseen: Annotated[bool, typer.Option("--unseen", help="Its effect could not be looked at.")] = False,
+    token: Token = None,
+    owner: OwnerName = None,
+    json: Json = False,
+    store: Store = None,
+) -> None:
+    """End a step by its exit status: completed, failed, or (once, and not successful) in doubt. Prints which."""
+    if in_place + absent + unseen > 1:
+        raise Usage("--in-place, --absent and --unseen exclude each other")
+    if exit_code is None and not (in_place or absent):
+        raise Usage("say how it ended: --exit-code N, --in-place or --absent")
+    if exit_code is not None and not 0 <= exit_code <= 255:
+        raise Usage("--exit-code must be from 0 to 255")
+    error = f"exit status {exit_code}" if exit_code else None
+    if (absent or unseen) and not exit_code:
+        error = "its effect is not in place" if absent else "exit status 0, but its effect could not be looked at"
+    workflow = open_workflow(id, store, owner, token)
+    seen = True if in_place else False if absent else None
+    workflow.end(step, Outcome(exit_code=exit_code, in_place=seen, error=error))
+    ended = workflow.checkpoint.step(step)
+    assert ended is not None
+    answer = "in_doubt" if ended.status is StepStatus.BEGUN else str(ended.status)
+    emit((text.to_json({"answer": answer}) if json else answer) + "\n", changed=True)
+
+
+def _told(ran: Ran, what: str, *, json: bool) -> int:
+    """The words or the JSON about a command that was run, or was not."""
+    if json:
+        emit(text.to_json(document(ran.run.view())) + "\n", changed=ran.skipped is None)
+    elif ran.skipped is not None:
+        say(f"{what}: {ran.skipped}, not run again")
+    elif ran.step.status is StepStatus.BEGUN:
+        say(f"{what} is in doubt: {ran.step.error}, and it may not be repeated blindly")
+    elif ran.step.error is not None:
+        say(f"{what}: {ran.step.error}")
+    if ran.settle is not None:
+        ran.settle()
+    return ran.status

@@ -1,0 +1,98 @@
+"""For shell scripts: the functions that they source, and the session that those functions talk to."""
+
+import shutil
+import sys
+from os import environ
+from typing import Annotated
+
+import typer
+
+from checkpoint import process
+from checkpoint._load import data_path, load
+from checkpoint.cli.options import Json, Store, emit, open_checkpoints
+from checkpoint.dialogue import Dialogue
+from checkpoint.errors import CheckpointError, Usage
+from checkpoint.model import RECORD_LIMIT
+
+PROGRAM = "checkpoint-tool"
+
+SHELLS = {
+    "bash": ("ckpt.sh", "session.bash"),
+    "zsh": ("ckpt.sh", "session.zsh"),
+    "sh": ("ckpt.sh",),
+    "fish": ("ckpt.fish",),
+}
+
+MOST_ARGUMENTS = 10_000
+OWN_STREAMS = ("run", "exec", "session", "shell-init")
+"""Verbs that need standard input and output for themselves."""
+
+
+def shell_init(
+    shell: Annotated[str, typer.Argument(metavar="|".join(SHELLS), help="Which shell.", show_default=False)],
+    json: Json = False,
+    store: Store = None,
+) -> None:
+    """Print functions for a shell script: eval "$(checkpoint-tool shell-init bash)"."""
+    if shell not in SHELLS:
+        raise Usage(f"{shell!r} is none of {', '.join(SHELLS)}")
+    if json:
+        raise Usage("shell-init prints a program for a shell; there is no JSON of it")
+    if store is not None:
+        raise Usage("the functions use $CHECKPOINT_STORE; or give --store to ckpt_start")
+    # By name, so that a saved copy goes on with whatever version is on PATH; by path where it is not to be found there.
+    name = PROGRAM if shutil.which(PROGRAM) else shutil.which(sys.argv[0]) or PROGRAM
+    parts = []
+    for file in SHELLS[shell]:
+        with open(data_path(f"shell/{file}"), encoding="utf-8") as source:
+            parts.append(source.read())
+    emit("".join(parts).replace("@TOOL@", _quoted(name)), changed=False)
+
+
+def session(
+    owner_pid: Annotated[
+        int, typer.Option("--owner-pid", metavar="PID", help="The script; the session ends with it.", show_default=False)
+    ],
+    json: Json = False,
+    store: Store = None,
+) -> None:
+    """Take commands from standard input and answer on standard output, for the shell functions.
+
+    A request is a number, and so many arguments as checkpoint-tool takes them; an answer is the exit status, what went to
+    standard output without its last newline, and what went to standard error. A NUL byte ends each of them.
+    """
+    if json or store is not None:
+        raise Usage("a session takes --json and --store with each of its commands")
+    owner = process.of(owner_pid)
+    if owner is None:
+        raise Usage(f"no process runs under the pid {owner_pid}, and the owner of a session must be running")
+    main = load("checkpoint.cli:main")
+    with Dialogue(owner, largest=4 * RECORD_LIMIT) as dialogue:
+        while (arguments := dialogue.ask(most=MOST_ARGUMENTS)) is not None:
+            verb = arguments[0] if arguments else ""
+            if verb in OWN_STREAMS:
+                process.write_stderr(f"{PROGRAM}: {verb} cannot be used in a session")
+                status = Usage.exit_code
+            else:
+                status = main(arguments)
+            dialogue.answer(status)
+        if dialogue.owner_ended(wait_s=1):
+            _give_back(owner_pid)
+
+
+def _give_back(owner_pid: int) -> None:
+    """Where nobody can prove that the script has ended, its claim would hold until its time is over."""
+    id, token = environ.get("CHECKPOINT_ID"), environ.get("CHECKPOINT_TOKEN", "")
+    if not id or not token.isdigit():
+        return
+    try:
+        run = open_checkpoints(None).open(id, token=int(token))
+        lease = run.checkpoint.lease
+        if lease is not None and lease.pid == owner_pid and lease.expires_at is not None:
+            run.release()
+    except CheckpointError:
+        pass  # finished, or taken over: then it is not ours to give
+
+
+def _quoted(path: str) -> str:
+    return path if path == PROGRAM else "'" + path.replace("'", "'\\''") + "'"

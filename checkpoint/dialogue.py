@@ -1,0 +1,109 @@
+"""Questions and answers over a pair of pipes: how the shell functions talk to a session."""
+
+import os
+import select
+import signal
+import sys
+
+from checkpoint import process
+
+
+class Dialogue:
+    """Questions on standard input, answers on standard output, while ``owner`` lives and asks.
+
+    Texts end with a NUL byte: a question is their number and so many, an answer is an exit status, and what was written
+    meanwhile to descriptors 1 and 2, which are kept in memory. ``largest``: bytes of one question.
+    """
+
+    def __init__(self, owner: process.Process, *, largest: int) -> None:
+        # Ctrl-C and the end of a terminal reach us with the script; what they mean is for the script to say.
+        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        self._largest = largest
+        self._from, self._to = os.dup(0), os.dup(1)
+        self._owner = process.watch_fd(owner)
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.close(null)
+        self._messages = os.dup(2)
+        # A lock or a pipe of the script that came with us would be held open by us, after the script has let go.
+        for fd in map(int, os.listdir("/dev/fd")):
+            if fd not in (0, 1, 2, self._from, self._to, self._messages, self._owner):
+                try:
+                    os.close(fd)
+                except OSError:
+                    pass
+        self._said = [_memory(fd) for fd in (1, 2)]
+        self._read = b""
+
+    def __enter__(self) -> "Dialogue":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.dup2(self._messages, 2)
+        os.dup2(2, 1)
+        for fd in (self._from, self._to, self._messages):
+            os.close(fd)
+        process.close_watch(self._owner)
+
+    def owner_ended(self, wait_s: float) -> bool:
+        """Whether the owner is gone, which may take until its last child has let go of us."""
+        if self._owner is None:
+            return False
+        poll = select.poll()
+        poll.register(self._owner, select.POLLIN)
+        return bool(poll.poll(int(wait_s * 1000)))
+
+    def ask(self, *, most: int) -> list[str] | None:
+        """The next question, at most ``most`` texts; None when there is no more, or the owner has ended."""
+        count = self._text()
+        if count is None:
+            return None
+        if not count.isdigit() or not 0 < int(count) <= most:
+            os.write(self._messages, b"checkpoint-tool: no question of a session: its first text must be a number\n")
+            return None
+        texts = [self._text() for _ in range(int(count))]
+        return None if None in texts else [os.fsdecode(text) for text in texts if text is not None]
+
+    def answer(self, status: int) -> None:
+        """To the last question. That nobody is there any more to read it shows at the next ``ask``."""
+        sys.stdout.flush()
+        parts = [str(status).encode()]
+        for fd in self._said:
+            size = os.lseek(fd, 0, os.SEEK_CUR)
+            parts.append(os.pread(fd, size, 0).removesuffix(b"\n").replace(b"\0", b""))
+            os.ftruncate(fd, 0)
+            os.lseek(fd, 0, os.SEEK_SET)
+        view = memoryview(b"\0".join(parts) + b"\0")
+        try:
+            while view:
+                view = view[os.write(self._to, view) :]
+        except OSError:
+            pass
+
+    def _text(self) -> bytes | None:
+        while b"\0" not in self._read:
+            poll = select.poll()
+            poll.register(self._from, select.POLLIN)
+            if self._owner is not None:
+                poll.register(self._owner, select.POLLIN)
+            ready = dict(poll.poll())
+            data = os.read(self._from, 65536) if self._from in ready else b""
+            if not data or len(self._read) + len(data) > self._largest:
+                return None
+            self._read += data
+        text, _, self._read = self._read.partition(b"\0")
+        return text
+
+
+def _memory(fd: int) -> int:
+    """``fd``, from now on a file that has no name."""
+    if hasattr(os, "memfd_create"):
+        memory = os.memfd_create("said")
+    else:
+        name = f"/tmp/checkpoint-session-{os.urandom(16).hex()}"  # noqa: S108 - opened exclusively, and gone at once
+        memory = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        os.unlink(name)
+    os.dup2(memory, fd)
+    os.close(memory)
+    return fd

@@ -1,0 +1,121 @@
+# Functions for fish around checkpoint-tool; each call is a process.
+#
+#   ckpt_start WORKFLOW [options of start]        begin the run, or go on with it; the script itself is its owner
+#   ckpt_step [--once] [--verify CMD] [--add] NAME COMMAND...   run a step, unless it is done already
+#   ckpt_once ...                                 the same as ckpt_step --once
+#   ckpt_complete [options of complete]           finish the run
+
+set -q CHECKPOINT_TOOL; or set -g CHECKPOINT_TOOL @TOOL@
+
+if not command -q $CHECKPOINT_TOOL
+    echo "checkpoint: there is no $CHECKPOINT_TOOL on PATH, so nothing can be recorded; install it, or name it in CHECKPOINT_TOOL" >&2
+    # A script would go on, and every step would be left out.
+    status is-interactive; and return 127
+    exit 127
+end
+
+function ckpt_start
+    if test (count $argv) -eq 0
+        echo "ckpt_start: which workflow? ckpt_start WORKFLOW [options of checkpoint-tool start]" >&2
+        return 2
+    end
+    set -e CHECKPOINT_ID CHECKPOINT_RUN_ID CHECKPOINT_TOKEN CHECKPOINT_STATUS
+    set -l state ($CHECKPOINT_TOOL start $argv --owner-pid $fish_pid --format env); or return
+    # In the single quotes of fish a backslash counts, in those of other shells it does not.
+    string join \n -- $state | string collect | string replace -a "'\\''" \x01 | string replace -a \\ \\\\ \
+        | string replace -a \x01 "\\'" | string collect | read -z state
+    eval $state
+end
+
+function ckpt_step
+    argparse -s once add 'verify=' -- $argv; or return 2
+    if set -q _flag_verify; and test -z "$_flag_verify"
+        echo "ckpt_step: --verify wants a command" >&2
+        return 2
+    end
+    if test (count $argv) -lt 2
+        echo "ckpt_step: a step needs a name and a command: ckpt_step [--once] [--verify CMD] [--add] NAME COMMAND..." >&2
+        return 2
+    end
+    if not set -q CHECKPOINT_ID; or test -z "$CHECKPOINT_ID"
+        echo "ckpt_step: no run has begun here: ckpt_start WORKFLOW comes first" >&2
+        return 2
+    end
+    if not type -q -- $argv[2]
+        if test -e $argv[2]
+            echo "ckpt_step: step $argv[1]: $argv[2] cannot be executed" >&2
+            return 126
+        end
+        echo "ckpt_step: step $argv[1]: there is no command $argv[2]" >&2
+        return 127
+    end
+    set -l name $argv[1]
+    set -l place $CHECKPOINT_ID $name --token "$CHECKPOINT_TOKEN"
+    set -l ask
+    set -q _flag_verify; and set ask --ask
+    set -l answer ($CHECKPOINT_TOOL begin $place $_flag_once $_flag_add $ask </dev/null); or return
+    if test "$answer" = in_doubt
+        __ckpt_look $_flag_verify
+        switch $status
+            case 0
+                $CHECKPOINT_TOOL end $place --in-place </dev/null >/dev/null; or return
+                echo "$CHECKPOINT_ID: step $name: its effect is in place, not run again" >&2
+                return 0
+            case 1
+                $CHECKPOINT_TOOL begin $place --absent $_flag_once $_flag_add </dev/null >/dev/null; or return
+            case '*'
+                echo "ckpt_step: step $name of $CHECKPOINT_ID is in doubt, and --verify could not tell whether its effect is in place" >&2
+                return 20
+        end
+    else if test "$answer" = done
+        echo "$CHECKPOINT_ID: step $name: already done, not run again" >&2
+        return 0
+    end
+    $argv[2..]
+    set -l code $status
+    set -l seen
+    if set -q _flag_verify; and begin
+            test $code -eq 0; or set -q _flag_once
+        end
+        __ckpt_look $_flag_verify
+        switch $status
+            case 0
+                set seen --in-place
+            case 1
+                set seen --absent
+            case '*'
+                set seen --unseen
+        end
+    end
+    set answer ($CHECKPOINT_TOOL end $place --exit-code $code $seen </dev/null); or return
+    switch $answer
+        case completed
+            return 0
+        case in_doubt
+            echo "$CHECKPOINT_ID: step $name is in doubt: exit status $code, and it may not be repeated blindly" >&2
+        case '*'
+            test "$seen" = --absent; and echo "$CHECKPOINT_ID: step $name: its effect is not in place (--verify)" >&2
+            test "$seen" = --unseen; and echo "$CHECKPOINT_ID: step $name: its effect could not be looked at (--verify)" >&2
+    end
+    test $code -eq 0; and return 1
+    return $code
+end
+
+function ckpt_once
+    ckpt_step --once $argv
+end
+
+function ckpt_complete
+    if not set -q CHECKPOINT_ID; or test -z "$CHECKPOINT_ID"
+        echo "ckpt_complete: no run has begun here: ckpt_start WORKFLOW comes first" >&2
+        return 2
+    end
+    $CHECKPOINT_TOOL complete $CHECKPOINT_ID --token "$CHECKPOINT_TOKEN" $argv </dev/null >/dev/null
+end
+
+# Look at an effect: 0 it is in place, 1 it is not, else that could not be told (as of test, grep and cmp).
+function __ckpt_look
+    begin
+        eval $argv
+    end >&2 </dev/null
+end
