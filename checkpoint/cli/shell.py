@@ -69,7 +69,7 @@ def session(
     main = load("checkpoint.cli:main")
     with Dialogue(owner, largest=4 * RECORD_LIMIT) as dialogue:
         while (arguments := dialogue.ask(most=MOST_ARGUMENTS)) is not None:
-            verb = arguments[0] if arguments else ""
+            verb = next((argument for argument in arguments if not argument.startswith("-")), "")
             if verb in OWN_STREAMS:
                 process.write_stderr(f"{PROGRAM}: {verb} cannot be used in a session")
                 status = Usage.exit_code

@@ -9,9 +9,9 @@ set -q CHECKPOINT_TOOL; or set -g CHECKPOINT_TOOL @TOOL@
 
 if not command -q $CHECKPOINT_TOOL
     echo "checkpoint: there is no $CHECKPOINT_TOOL on PATH, so nothing can be recorded; install it, or name it in CHECKPOINT_TOOL" >&2
-    # A script would go on, and every step would be left out.
     status is-interactive; and return 127
-    exit 127
+    # exit would leave no more than this file, where it is sourced: the script would go on, and leave out every step.
+    exec /bin/sh -c 'exit 127'
 end
 
 function ckpt_start

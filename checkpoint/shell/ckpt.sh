@@ -84,7 +84,7 @@ __ckpt_step() {
         echo "ckpt_step: step $3: in a condition (if, while, &&, ||) the shell ignores set -e inside of $4, and may take half of it" \
             "for the whole; a line of its own is safe" >&2
     fi
-    if ! command -v -- "$4" >/dev/null 2>&1; then
+    if ! __ckpt_is_there "$4"; then
         if [ -e "$4" ]; then
             echo "ckpt_step: step $3: $4 cannot be executed" >&2
             return 126
@@ -196,6 +196,14 @@ __ckpt_call() {
 
 __ckpt_started() {
     :
+}
+
+# dash and busybox find a path also where it is no program.
+__ckpt_is_there() {
+    command -v -- "$1" >/dev/null 2>&1 || return 1
+    case $1 in
+    */*) [ ! -e "$1" ] || { [ -f "$1" ] && [ -x "$1" ]; } ;;
+    esac
 }
 
 # A program outside of the shell: for it alone "|| ..." changes nothing.

@@ -38,7 +38,7 @@ if [ "${BASH_VERSINFO[0]}" -ge 4 ]; then
             return "$?"
         fi
         __ckpt_busy=1
-        if printf '%s\0' "$#" "$@" 2>/dev/null >&"$__ckpt_to" &&
+        if printf '%s\0' "$#" "$@" 2>/dev/null 1>&"$__ckpt_to" &&
             IFS= read -r -d '' -u "$__ckpt_from" __ckpt_code &&
             IFS= read -r -d '' -u "$__ckpt_from" __ckpt_out &&
             IFS= read -r -d '' -u "$__ckpt_from" __ckpt_err; then

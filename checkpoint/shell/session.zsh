@@ -49,7 +49,7 @@ __ckpt_call() {
     fi
     local code err
     __ckpt_busy=1
-    if printf '%s\0' "$#" "$@" 2>/dev/null >&"$__ckpt_to" &&
+    if printf '%s\0' "$#" "$@" 2>/dev/null 1>&"$__ckpt_to" &&
         IFS= read -r -d '' -u "$__ckpt_from" code &&
         IFS= read -r -d '' -u "$__ckpt_from" __ckpt_out &&
         IFS= read -r -d '' -u "$__ckpt_from" err; then
