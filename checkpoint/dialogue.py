@@ -6,6 +6,7 @@ import signal
 import sys
 
 from checkpoint import process
+from checkpoint.errors import Usage
 
 
 class Dialogue:
@@ -55,13 +56,16 @@ class Dialogue:
         return bool(poll.poll(int(wait_s * 1000)))
 
     def ask(self, *, most: int) -> list[str] | None:
-        """The next question, at most ``most`` texts; None when there is no more, or the owner has ended."""
+        """The next question, at most ``most`` texts; None when there is no more, or the owner has ended.
+
+        Raises Usage for what is no question: nothing that follows can be understood.
+        """
         count = self._text()
         if count is None:
             return None
-        if not count.isdigit() or not 0 < int(count) <= most:
-            os.write(self._messages, b"checkpoint-tool: no question of a session: its first text must be a number\n")
-            return None
+        # Its length first: Python refuses to read a number of thousands of digits.
+        if not count.isdigit() or len(count) > len(str(most)) or not 0 < int(count) <= most:
+            raise Usage(f"this is no question of a session: it begins with a number, from 1 to {most}")
         texts = [self._text() for _ in range(int(count))]
         return None if None in texts else [os.fsdecode(text) for text in texts if text is not None]
 
@@ -76,19 +80,23 @@ class Dialogue:
             os.lseek(fd, 0, os.SEEK_SET)
         view = memoryview(b"\0".join(parts) + b"\0")
         try:
-            while view:
-                view = view[os.write(self._to, view) :]
+            # In pieces that a pipe with room takes whole: a write that waits would outlive the owner.
+            while view and self._is_ready(self._to, select.POLLOUT):
+                view = view[os.write(self._to, view[: select.PIPE_BUF]) :]
         except OSError:
             pass
 
+    def _is_ready(self, fd: int, event: int) -> bool:
+        """Wait for ``event``; False where the owner has ended first."""
+        poll = select.poll()
+        poll.register(fd, event)
+        if self._owner is not None:
+            poll.register(self._owner, select.POLLIN)
+        return fd in dict(poll.poll())
+
     def _text(self) -> bytes | None:
         while b"\0" not in self._read:
-            poll = select.poll()
-            poll.register(self._from, select.POLLIN)
-            if self._owner is not None:
-                poll.register(self._owner, select.POLLIN)
-            ready = dict(poll.poll())
-            data = os.read(self._from, 65536) if self._from in ready else b""
+            data = os.read(self._from, 65536) if self._is_ready(self._from, select.POLLIN) else b""
             if not data or len(self._read) + len(data) > self._largest:
                 return None
             self._read += data

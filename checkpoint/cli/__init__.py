@@ -24,6 +24,7 @@ from checkpoint.render.text import escape, to_json
 
 PROGRAM = "checkpoint-tool"
 INTERRUPTED = 130
+_LONGEST_MESSAGE = 4000
 
 COMMANDS = {
     "start": "workflow:start",
@@ -132,6 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(options: Sequence[str], code: int, name: str, message: str, hint: str) -> int:
+    # An argument that is repeated in it may have been of any length.
+    message = message if len(message) <= _LONGEST_MESSAGE else message[: _LONGEST_MESSAGE - 4] + " ..."
     if "--json" in options or (_value(options, "--format") or "").startswith("json"):
         process.write_stderr(to_json({"error": {"code": code, "name": name, "message": message, "hint": hint}}))
     else:
