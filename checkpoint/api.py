@@ -242,7 +242,8 @@ class Checkpoints:
                 _check_number(number, what)
         data = None if data is None else codec.copied(data)
         data_schema = None if data_schema is None else codec.copied(data_schema)
-        texts = {"idempotency_key": key, "agent": agent, "handoff_to": handoff_to, "note": note}
+        names = {"workflow": workflow, "steps": [step.name for step in plan or ()], "owner": self.owner.name}
+        texts = {**names, "idempotency_key": key, "agent": agent, "handoff_to": handoff_to, "note": note}
         allowed = self.screen(texts | {"data": data, "data_schema": data_schema})
         schema_sha256 = None
         if data_schema is not None:
@@ -341,6 +342,7 @@ class Checkpoints:
         if agent is not None:
             _check_text(agent, "agent", 256)
             self.screen({"agent": agent})
+        self.screen({"owner": self.owner.name})
         deadline = time.monotonic() + wait_s
         while True:
             try:
@@ -381,6 +383,7 @@ class Checkpoints:
             if run.checkpoint.unfinished:
                 run.begin(EXEC_STEP, process=process)
             return run
+        self.screen({"workflow": workflow, "label": label})
         if label is not None:
             _check_label(label)
         while True:
@@ -777,6 +780,7 @@ class Workflow:
         allowed = self._checkpoints.screen(
             {
                 "notes": list(update.notes),
+                "steps": list(update.add),
                 "data": data,
                 "result": result,
                 "error": update.error,
@@ -845,8 +849,9 @@ class Workflow:
 
         ``once``: its effect must not be repeated blindly. ``process``: of the command that does it; while that lives,
         nobody else can begin the step. Raises NotFound (not in a declared plan), InDoubt, InvalidTransition (done
-        before, or the run blocked or finished), StaleToken, Locked.
+        before, or the run blocked or finished), SecretFound, StaleToken, Locked.
         """
+        self._checkpoints.screen({"step": name})
 
         def change(checkpoint: Checkpoint, standing: Standing, now: datetime) -> Checkpoint:
             after = model.add_step(checkpoint, name, once=once) if add else checkpoint
@@ -1035,7 +1040,12 @@ _owner = owner  # ``Checkpoints.__init__`` has a parameter of that name
 
 
 def _standing(checkpoint: Checkpoint, now: datetime) -> Standing:
-    return model.standing(checkpoint, process.liveness, now)
+    return model.standing(checkpoint, process.liveness, now, _remains)
+
+
+def _remains(checkpoint: Checkpoint, step: Step) -> bool:
+    began, group = step.begun_at or checkpoint.created_at, checkpoint.lease.pid if checkpoint.lease else None
+    return process.remnants().of(checkpoint.run_id, step.name, group, began.timestamp())
 
 
 def _once_gone(attempt: Callable[[], _R]) -> _R:

@@ -117,6 +117,8 @@ def run_step(run: Workflow, name: str, command: Command, *, once: bool = False, 
         ending, outcome = _carry_out(run, name, child, command, once=once)
         ended = _ended(run, name, outcome, attempt=attempt)
         for_good = outcome.good or not outcome.started or outcome.cause is Cause.INTERRUPT or ended.status is StepStatus.BEGUN
+        # It may well be in place: only the look failed, and doing it all again would not mend that.
+        for_good = for_good or (outcome.exit_code == 0 and outcome.in_place is None and not outcome.good)
         if for_good or not left or _wait(_watch(run), pause) is not None:
             break
         pause = min(pause * 2, BACKOFF_LIMIT_S)

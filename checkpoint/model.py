@@ -320,19 +320,31 @@ def owner_state(lease: Lease | None, liveness: str, now: datetime) -> OwnerState
     return OwnerState(liveness)
 
 
-def standing(checkpoint: Checkpoint, liveness: Callable[[Lease | StepProcess | None], str], now: datetime) -> Standing:
-    """``liveness``: as ``process.liveness``, also of the processes of steps."""
+def standing(
+    checkpoint: Checkpoint,
+    liveness: Callable[[Lease | StepProcess | None], str],
+    now: datetime,
+    remains: Callable[[Checkpoint, Step], bool] = lambda _checkpoint, _step: False,
+) -> Standing:
+    """``liveness``: as ``process.liveness``, also of the processes of steps. ``remains``: whether anything still runs of
+    a step whose process nobody knows, begun by a script that is gone."""
     owner = owner_state(checkpoint.lease, liveness(checkpoint.lease), now)
-    begun = [step for step in checkpoint.steps if step.process is not None and step.status is StepStatus.BEGUN]
+    steps = [step for step in checkpoint.steps if step.status is StepStatus.BEGUN]
+    left = frozenset(
+        step.name
+        for step in steps
+        if step.process is None and step.ended_at is None and owner not in HELD and remains(checkpoint, step)
+    )
+    begun = [step for step in steps if step.process is not None]
     if not begun:
-        return Standing(owner)
+        return Standing(owner, left)
     found = {step.name: {liveness(step.process), liveness(step.process.run)} for step in begun if step.process}
     # What cannot be seen counts as alive for as long as the claim under which it began would have.
     lease = checkpoint.lease
     seen_as_alive = {"alive"}
     if lease is not None and lease.expires_at is not None and lease.expires_at > now:
         seen_as_alive.add("unknown")
-    working = frozenset(name for name, lives in found.items() if lives & seen_as_alive)
+    working = left.union(name for name, lives in found.items() if lives & seen_as_alive)
     vanished = frozenset(name for name, lives in found.items() if lives == {"dead"})
     return Standing(owner, working, vanished)
 
@@ -523,7 +535,7 @@ def claim(
         )
     if lease is not None and state in HELD and not mine and steal_reason is None:
         raise Locked(
-            f"{checkpoint.id} is held by {holder(lease)} (--wait waits for it, --steal --reason TEXT takes it over)",
+            f"{checkpoint.id} is held by {holder(lease)}",
             hint=f"checkpoint-tool resume {checkpoint.id} --wait 30s",
         )
     if is_expired(checkpoint, now):
@@ -951,7 +963,9 @@ def _is_in_doubt(checkpoint: Checkpoint, step: Step, standing: Standing) -> bool
 
 def _still_working(checkpoint: Checkpoint, standing: Standing) -> str:
     step = next(step for step in checkpoint.steps if step.name in standing.working)
-    pids = f"process {step.process.pid}, run by {step.process.run_pid}" if step.process else ""
+    if step.process is None:
+        return f"something that step {step.name!r} of {checkpoint.id} started is still at work"
+    pids = f"process {step.process.pid}, run by {step.process.run_pid}"
     return f"the command of step {step.name!r} of {checkpoint.id} is still at work ({pids})"
 
 

@@ -11,6 +11,8 @@ import hashlib
 import os
 import pwd
 import sys
+import time
+from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple, Protocol
 
 Liveness = Literal["alive", "dead", "unknown"]
@@ -99,6 +101,58 @@ def close_watch(fd: int | None) -> None:
         os.close(fd)
 
 
+class Remnants(NamedTuple):
+    """What still runs, whoever started it. ``steps``: (run id, step) as the environment of processes names them;
+    ``groups``: process group -> when its youngest member started, in seconds since 1970."""
+
+    steps: frozenset[tuple[str, str]]
+    groups: Mapping[int, float]
+
+    def of(self, run_id: str, step: str, group: int | None, since: float) -> bool:
+        """Whether something runs of this step, begun at ``since`` by a script that led ``group`` if it led any.
+
+        A part of the script itself, as a subshell is, has the script's environment, from before the step: of those, what
+        was started since, in a group whose number no other can have had meanwhile.
+        """
+        return (run_id, step) in self.steps or (group is not None and self.groups.get(group, 0.0) > since)
+
+
+def remnants() -> Remnants:
+    """Of all processes that we may look at, but for us and our ancestors; nothing where there is no /proc."""
+    steps: set[tuple[str, str]] = set()
+    groups: dict[int, float] = {}
+    ours = set(_ancestors()) | {os.getpid()}
+    try:
+        pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+        ticks = os.sysconf("SC_CLK_TCK")
+        booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    except (OSError, AttributeError):
+        return Remnants(frozenset(), {})
+    for pid in pids:
+        fields = _fields(pid)
+        if pid in ours or not fields or fields[0] in "ZXx":
+            continue
+        group = int(fields[2])
+        groups[group] = max(groups.get(group, 0.0), booted + int(fields[19]) / ticks)
+        told = dict(pair.split("=", 1) for pair in _read(f"/proc/{pid}/environ", 1 << 22).split("\0") if pair.startswith(_TOLD))
+        if len(told) == len(_TOLD):
+            steps.add((told["CHECKPOINT_RUN_ID"], told["CHECKPOINT_STEP"]))
+    return Remnants(frozenset(steps), groups)
+
+
+def is_ancestor(process: Identity | None) -> bool:
+    """Whether ``process`` lives, and started what started ... us: what we do is its doing."""
+    return process is not None and liveness(process) == "alive" and process.pid in tuple(_ancestors())
+
+
+def _ancestors() -> Iterator[int]:
+    pid = os.getppid()
+    while pid > 1:
+        yield pid
+        fields = _fields(pid)
+        pid = int(fields[1]) if fields else 0
+
+
 def parent() -> Process:
     """The process that called us; ourselves where that is init, the adoptive parent of everybody."""
     pid = os.getppid() if os.getppid() > 1 else os.getpid()
@@ -168,12 +222,17 @@ def _gone(pid: int) -> bool:
     return False
 
 
-def _stat(pid: int) -> tuple[bool, int | None]:
-    """(whether it has ended, start time) from /proc/PID/stat; (False, None) where it cannot be read (hidepid, macOS)."""
-    text = _read(f"/proc/{pid}/stat")
+def _fields(pid: int) -> list[str]:
+    """/proc/PID/stat from its third field on; nothing where it cannot be read (hidepid, macOS)."""
     # The second field is the program's name in brackets and may itself hold brackets and spaces.
-    fields = text.rpartition(")")[2].split() if text else []
-    if len(fields) < 20:
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return fields if len(fields) >= 20 else []
+
+
+def _stat(pid: int) -> tuple[bool, int | None]:
+    """(whether it has ended, start time); (False, None) where it cannot be told."""
+    fields = _fields(pid)
+    if not fields:
         return False, None
     # State, number of threads, start time: fields 3, 20 and 22. A process whose first thread has ended looks like a
     # zombie while its other threads still work.
@@ -211,14 +270,17 @@ def _pid_namespace() -> int | None:
         return None
 
 
-def _read(path: str) -> str:
+_TOLD = ("CHECKPOINT_RUN_ID=", "CHECKPOINT_STEP=")
+
+
+def _read(path: str, most: int = 4096) -> str:
     # Not open(): this stands in the way of every write, and the layers of a text file cost three times the read.
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
     try:
-        return os.read(fd, 4096).decode("utf-8", "replace").strip()
+        return os.read(fd, most).decode("utf-8", "replace").strip()
     except OSError:
         return ""
     finally:

@@ -2434,3 +2434,75 @@ def test_history_of_one_workflow_in_every_format(workspace: Workspace) -> None:
         assert "other" not in out
         assert "completed" in out
         assert run_id in out or form == "table"
+
+
+def test_what_the_owner_starts_needs_no_token(workspace: Workspace) -> None:
+    """Subshells, make, scripts in scripts: the owner is an ancestor of them all."""
+    (workspace.path / "Makefile").write_text(f"all:\n\t{TOOL} run deploy b -- echo made\n")
+    text = f"""
+{TOOL} start deploy --steps a,b,c --owner-pid $$ >/dev/null
+( {TOOL} run deploy a -- echo sub; true )
+make -s
+bash -c '{TOOL} run deploy c -- echo inner; true'
+{TOOL} run deploy a -- echo again
+"""
+    (workspace.path / "s").write_text(text)
+    done = workspace.run("bash", "-e", "s")
+    assert (done.code, done.out) == (0, "sub\nmade\ninner\n"), done
+
+
+def test_a_sibling_of_the_owner_is_refused(workspace: Workspace) -> None:
+    with subprocess.Popen(["sleep", "30"]) as owner:
+        assert workspace.tool("start", "deploy", "--steps", "a", "--owner-pid", str(owner.pid)).code == 0
+        assert workspace.tool("run", "deploy", "a", "--", "true", env={"CHECKPOINT_OWNER": "other"}).code == 11
+        owner.kill()
+
+
+def test_a_look_that_fails_is_no_reason_to_do_it_again(workspace: Workspace) -> None:
+    workspace.tool("start", "deploy", "--steps", "a")
+    done = workspace.tool("run", "deploy", "a", "--retries", "2", "--verify", "exit 2", "--", "sh", "-c", "echo ran >> n")
+    assert done.code == 1
+    assert (workspace.path / "n").read_text() == "ran\n"
+    assert workspace.record()["steps"][0]["status"] == "failed"
+
+
+def test_a_refused_exec_does_not_send_anybody_to_resume(workspace: Workspace) -> None:
+    with subprocess.Popen(
+        [TOOL, "exec", "job", "--key", "1", "--", "sleep", "30"], cwd=workspace.path, env=workspace.environ()
+    ) as first:
+        deadline = time.monotonic() + 20
+        while not list(workspace.store.glob("job-*.json")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for more in (["--key", "1"], ["--no-overlap"]):
+            refused = workspace.tool("exec", "job", *more, "--", "true")
+            assert refused.code == 11
+            assert "checkpoint-tool status job" in refused.err
+            assert "resume" not in refused.err
+        first.terminate()
+
+
+SECRET = "ghp_" + "0123456789abcdefghijabcdefghij012345"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("start", SECRET, "--steps", "a"),
+        ("start", "deploy", "--steps", f"a,{SECRET}"),
+        ("start", "deploy", "--owner", SECRET),
+        ("exec", SECRET, "--", "true"),
+        ("exec", "job", "--label", SECRET, "--", "true"),
+    ],
+)
+def test_a_name_that_looks_like_a_secret_is_refused(workspace: Workspace, args: tuple[str, ...]) -> None:
+    refused = workspace.tool(*args)
+    assert refused.code == 16, refused
+    assert SECRET not in refused.err
+    assert not list(workspace.path.rglob("*.json"))
+
+
+def test_exec_takes_what_it_is_told_is_no_secret(workspace: Workspace) -> None:
+    key = "password=hunter22hunter"
+    assert workspace.tool("exec", "job", "--key", key, "--", "true").code == 16
+    rule = "password-assignment"
+    assert workspace.tool("exec", "job", "--key", key, "--allow-secret", rule, "--", "true").code == 0

@@ -2446,3 +2446,78 @@ def test_whatever_it_is_sent_it_ends_and_touches_no_other_store(
         assert len(found) >= len(requests) or b"0\0" in requests, "an answer to each"
     assert workspace.snapshot() == before
     assert list(told.parent.iterdir()) in ([], [told])
+
+
+# What a killed script leaves behind
+
+
+@linux
+@every
+def test_the_command_of_a_killed_script_is_not_run_beside_itself(workspace: Workspace, shell: str, background: Begin) -> None:
+    text = "ckpt_start deploy --steps a\nckpt_step a ./pause here\nckpt_step a true\nckpt_complete"
+    first = background(shell, text)
+    arrived(workspace, "here")
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    (workspace.path / "here").unlink()
+    second = background(shell, text)
+    time.sleep(1.5)
+    assert not (workspace.path / "here").exists(), "the step runs twice at once"
+    assert second.poll() is None, "it waits for what is left"
+    let_go(workspace, "here")
+    assert second.wait(20) == 0, error(workspace)
+
+
+@linux
+def test_the_command_of_a_killed_script_that_stays_is_an_error(workspace: Workspace, background: Begin) -> None:
+    text = "ckpt_start deploy --steps a\nckpt_step a ./pause here"
+    first = background("bash", text)
+    arrived(workspace, "here")
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    result = play(workspace, "bash", text)
+    assert result.code == 11, result
+    assert "something that step 'a' of deploy started is still at work" in result.err
+    stale = workspace.selfcheck("--threshold", "1s")
+    assert "slow" in stale.out
+    let_go(workspace, "here")
+
+
+@linux
+def test_a_part_of_a_killed_script_is_not_run_beside_itself(workspace: Workspace, background: Begin) -> None:
+    """A subshell: its environment is the script's own, from before the step."""
+    work = "work() { ( touch here; read -r _ < fifo; echo effect >> effects ) | cat; }"
+    text = f"ckpt_start deploy --steps a\n{work}\nckpt_step a work"
+    os.mkfifo(workspace.path / "fifo")
+    first = background("bash", text)
+    arrived(workspace, "here")
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    second = background("bash", text.replace("read -r _ < fifo; ", ""))
+    time.sleep(1.5)
+    assert not (workspace.path / "effects").exists(), "the step runs twice at once"
+    (workspace.path / "fifo").write_text("go\n")
+    assert second.wait(20) == 0, error(workspace)
+    assert (workspace.path / "effects").read_text() == "effect\n" * 2
+
+
+@linux
+def test_what_an_earlier_step_left_running_is_in_nobodys_way(workspace: Workspace) -> None:
+    text = "ckpt_start deploy --steps serve,b\nckpt_step serve ./serve\nckpt_step b kill -9 $$"
+    executable(workspace.path / "serve", "#!/bin/sh\nsleep 20 >/dev/null 2>&1 </dev/null & echo $! > pid\n")
+    assert play(workspace, "bash", text).code in (-9, 137)
+    began = time.monotonic()
+    result = play(workspace, "bash", text.replace("kill -9 $$", "true"))
+    os.kill(int((workspace.path / "pid").read_text()), signal.SIGKILL)
+    assert result.code == 0, result
+    assert time.monotonic() - began < 6
+
+
+@every
+def test_a_command_is_told_its_step_and_key(workspace: Workspace, shell: str) -> None:
+    text = "ckpt_start deploy --steps a,b\nckpt_step a ./told\nckpt_step b ./told\n./told\nckpt_complete"
+    executable(workspace.path / "told", '#!/bin/sh\necho "${CHECKPOINT_STEP-none} ${CHECKPOINT_IDEMPOTENCY_KEY-none}"\n')
+    result = play(workspace, shell, text)
+    assert result.code == 0, result
+    run_id = workspace.tool("list", "--all", "--json").lines[0]["run_id"]
+    assert result.out.splitlines() == [f"a {run_id}/a", f"b {run_id}/b", "none none"]

@@ -79,6 +79,10 @@ def open_workflow(
         if not given.isascii() or not given.isdigit():
             raise Usage(f"$CHECKPOINT_TOKEN is {given!r}, and must be a number")
         run.token = int(given)
+    lease = run.checkpoint.lease
+    if run.token is None and process.is_ancestor(lease):
+        # A subshell, make, a script in a script: what the owner's children do is its own doing.
+        run.token = run.checkpoint.token
     return run
 
 

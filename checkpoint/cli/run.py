@@ -9,6 +9,7 @@ import typer
 from checkpoint.api import document
 from checkpoint.api import owner as make_owner
 from checkpoint.cli.options import (
+    AllowSecret,
     Id,
     Json,
     OwnerName,
@@ -22,7 +23,7 @@ from checkpoint.cli.options import (
 )
 from checkpoint.command import TAIL, Command, Ran, run_alone, run_step
 from checkpoint.config import STORE_VARIABLE
-from checkpoint.errors import CheckpointError, InvalidTransition, Usage
+from checkpoint.errors import CheckpointError, InvalidTransition, Locked, Usage
 from checkpoint.model import DONE, Outcome, RunState, StepStatus
 from checkpoint.process import own_pid
 from checkpoint.render import text
@@ -107,15 +108,20 @@ def exec_(
     timeout: Timeout = None,
     no_overlap: Annotated[bool, typer.Option("--no-overlap", help="Refuse (exit 11) while an earlier one is alive.")] = False,
     tail: Tail = TAIL,
+    allow_secret: AllowSecret = None,
     json: Json = False,
     store: Store = None,
 ) -> int:
     """Run a command as a run of its own, for cron lines and timers. Exits as the command does."""
     if label is not None and key is not None:
         raise Usage("--label names runs of their own, --key the run of that key: one of the two")
-    checkpoints = open_checkpoints(store, None, own_pid())
+    checkpoints = open_checkpoints(store, None, own_pid(), allow_secret=allow_secret)
     wanted = Command(argv=command or (), environ=environ, timeout_s=seconds(timeout), tail=tail, stdout=2 if json else 1)
-    ran = run_alone(checkpoints, workflow, wanted, key=key, label=label, overlap=not no_overlap)
+    try:
+        ran = run_alone(checkpoints, workflow, wanted, key=key, label=label, overlap=not no_overlap)
+    except Locked as error:
+        # Not "resume it": that would take the run, and keep the next one out.
+        raise Locked(error.message, hint=f"checkpoint-tool status {workflow}") from None
     return _told(ran, workflow, json=json)
 
 

@@ -19,7 +19,7 @@ function ckpt_start
         echo "ckpt_start: which workflow? ckpt_start WORKFLOW [options of checkpoint-tool start]" >&2
         return 2
     end
-    set -e CHECKPOINT_ID CHECKPOINT_RUN_ID CHECKPOINT_TOKEN CHECKPOINT_STATUS
+    set -e CHECKPOINT_ID CHECKPOINT_RUN_ID CHECKPOINT_TOKEN CHECKPOINT_STATUS CHECKPOINT_STEP CHECKPOINT_IDEMPOTENCY_KEY
     set -l state ($CHECKPOINT_TOOL start $argv --owner-pid $fish_pid --format env); or return
     # In the single quotes of fish a backslash counts, in those of other shells it does not.
     string join \n -- $state | string collect | string replace -a "'\\''" \x01 | string replace -a \\ \\\\ \
@@ -71,6 +71,9 @@ function ckpt_step
         echo "$CHECKPOINT_ID: step $name: already done, not run again" >&2
         return 0
     end
+    # By these it is also known should it outlive this script.
+    set -lx CHECKPOINT_STEP $name
+    set -lx CHECKPOINT_IDEMPOTENCY_KEY $CHECKPOINT_RUN_ID/$name
     $argv[2..]
     set -l code $status
     set -l seen

@@ -28,7 +28,7 @@ ckpt_start() {
         return 2
     fi
     # What an outer run told us is not about the run that begins here.
-    unset CHECKPOINT_ID CHECKPOINT_RUN_ID CHECKPOINT_TOKEN CHECKPOINT_STATUS
+    unset CHECKPOINT_ID CHECKPOINT_RUN_ID CHECKPOINT_TOKEN CHECKPOINT_STATUS CHECKPOINT_STEP CHECKPOINT_IDEMPOTENCY_KEY
     __ckpt_out=$("$CHECKPOINT_TOOL" start "$@" --owner-pid "$$" --format env) || return "$?"
     eval "$__ckpt_out"
     __ckpt_started "$@"
@@ -36,15 +36,16 @@ ckpt_start() {
 
 ckpt_step() {
     # A trap with a step of its own may come anywhere in another's: it leaves behind what it found.
-    set -- "$__ckpt_out" "$__ckpt_seen" "$__ckpt_rc" "$__ckpt_verify" "$__ckpt_once" "$__ckpt_add" "$@"
+    set -- "$__ckpt_out" "$__ckpt_seen" "$__ckpt_rc" "$__ckpt_verify" "$__ckpt_once" "$__ckpt_add" "${CHECKPOINT_STEP-}" "$@"
     __ckpt_step "$@"
-    set -- "$?" "$1" "$2" "$3" "$4" "$5" "$6"
+    set -- "$?" "$1" "$2" "$3" "$4" "$5" "$6" "$7"
     __ckpt_out=$2 __ckpt_seen=$3 __ckpt_rc=$4 __ckpt_verify=$5 __ckpt_once=$6 __ckpt_add=$7
+    __ckpt_tell "$8"
     return "$1"
 }
 
 __ckpt_step() {
-    shift 6
+    shift 7
     __ckpt_verify='' __ckpt_once='' __ckpt_add=''
     while :; do
         case ${1-} in
@@ -96,6 +97,7 @@ __ckpt_step() {
     if [ "$__ckpt_out" = "done" ]; then
         return 0
     fi
+    __ckpt_tell "$3"
     if __ckpt_is_program "$4"; then
         __ckpt_rc=0
         __ckpt_run "$@" || __ckpt_rc=$?
@@ -119,6 +121,15 @@ ckpt_complete() {
         return 2
     fi
     __ckpt_call complete "$CHECKPOINT_ID" --token "${CHECKPOINT_TOKEN:-}" "$@"
+}
+
+# STEP: what the command is told in its environment; by that it is also known should it outlive this script.
+__ckpt_tell() {
+    if [ -n "$1" ]; then
+        export CHECKPOINT_STEP="$1" CHECKPOINT_IDEMPOTENCY_KEY="$CHECKPOINT_RUN_ID/$1"
+    else
+        unset CHECKPOINT_STEP CHECKPOINT_IDEMPOTENCY_KEY
+    fi
 }
 
 __ckpt_run() {
