@@ -641,6 +641,11 @@ class Checkpoints:
         except (Damaged, SchemaMismatch) as error:
             return Entry(name, name, None, error)
 
+    def watched(self) -> tuple[timedelta, timedelta] | None:
+        """(since the last self-check that keeps a record, how often one is meant to run), or None where none ever ran."""
+        stamp = load("checkpoint.store.state:last_check")(self.store.location)
+        return None if stamp is None else (self.store.now() - stamp.at, timedelta(seconds=stamp.period_s))
+
     def screen(self, fields: Mapping[str, Any]) -> str | None:
         """What is to be written, looked at before it is. Raises SecretFound; gives the words of a note where something
         that looks like a secret is allowed."""

@@ -33,10 +33,27 @@ class Reason(StrEnum):
     CLOCK = "clock"
     MISSING_STORE = "missing_store"
     UNLOGGED = "unlogged"
+    UNWRITTEN = "unwritten"
 
 
-UNREADABLE = frozenset({Reason.DAMAGED, Reason.UNREADABLE})
-OWN_FAILURE = frozenset({Reason.MISSING_STORE, Reason.UNLOGGED})
+class Kind(StrEnum):
+    """What a finding is about: of each kind a checkpoint has one at a time, and its reason may change meanwhile."""
+
+    STALE = "stale"
+    CLOCK = "clock"
+    UNREADABLE = "unreadable"
+    STORE = "store"
+    MONITOR = "monitor"
+
+
+_KINDS = {
+    Reason.CLOCK: Kind.CLOCK,
+    Reason.DAMAGED: Kind.UNREADABLE,
+    Reason.UNREADABLE: Kind.UNREADABLE,
+    Reason.MISSING_STORE: Kind.STORE,
+    Reason.UNLOGGED: Kind.MONITOR,
+    Reason.UNWRITTEN: Kind.MONITOR,
+}
 
 
 class Policy(NamedTuple):
@@ -65,23 +82,28 @@ class Finding(NamedTuple):
     next: str | None = None
     in_doubt: tuple[str, ...] = ()
 
+    @property
+    def kind(self) -> Kind:
+        return _KINDS.get(self.reason, Kind.STALE)
+
 
 class Report(NamedTuple):
-    """One run of the self-check."""
+    """One run of the self-check. ``idle_since``: the last progress of the unfinished one that has made none for longest."""
 
     at: datetime
     stores: tuple[str, ...]
     findings: tuple[Finding, ...]
     unfinished: int
     policy: Policy
+    idle_since: datetime | None = None
 
     @property
     def stale(self) -> tuple[Finding, ...]:
-        return tuple(f for f in self.findings if f.reason not in UNREADABLE | OWN_FAILURE)
+        return tuple(f for f in self.findings if f.kind in (Kind.STALE, Kind.CLOCK))
 
     @property
     def unreadable(self) -> int:
-        return sum(finding.reason in UNREADABLE for finding in self.findings)
+        return sum(finding.kind is Kind.UNREADABLE for finding in self.findings)
 
     @property
     def oldest(self) -> Finding | None:
@@ -158,17 +180,23 @@ def missing_store(store: str, words: str) -> Finding:
     return Finding(Severity.UNKNOWN, Reason.MISSING_STORE, store, "", words)
 
 
-def unlogged(report: Report, log: str, words: str) -> Report:
-    """The report with the finding that its audit log could not be written."""
-    finding = Finding(Severity.UNKNOWN, Reason.UNLOGGED, log, "", words)
-    return report._replace(findings=(*report.findings, finding))
+def failed(report: Report, reason: Reason, path: str, words: str) -> Report:
+    """The report with a failure of the self-check's own: its log, its state, or another file could not be written."""
+    return report._replace(findings=(*report.findings, Finding(Severity.UNKNOWN, reason, path, "", words)))
 
 
-def report(at: datetime, stores: Iterable[str], findings: Iterable[Finding], unfinished: int, policy: Policy) -> Report:
+def report(
+    at: datetime,
+    stores: Iterable[str],
+    findings: Iterable[Finding],
+    unfinished: int,
+    policy: Policy,
+    idle_since: datetime | None = None,
+) -> Report:
     """Findings in the order in which they are to be read: the worst first, then the oldest."""
     order = (Severity.CRITICAL, Severity.UNKNOWN, Severity.WARNING)
     ranked = sorted(findings, key=lambda f: (order.index(f.severity), -(f.age_s or 0), f.store, f.id))
-    return Report(at, tuple(stores), tuple(ranked), unfinished, policy)
+    return Report(at, tuple(stores), tuple(ranked), unfinished, policy, idle_since)
 
 
 def _reason(checkpoint: Checkpoint, standing: Standing, doubtful: tuple[str, ...]) -> tuple[Reason, str]:

@@ -1,7 +1,10 @@
-"""checkpoint-selfcheck: says what was left unfinished for too long. No LLM, no network, standard library only.
+"""checkpoint-selfcheck: says what was left unfinished for too long. No LLM, standard library only.
 
 Exit status and first line are those of a monitoring plugin: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN. UNKNOWN is its own
-failure, of any kind: a check that could not check never says OK. It writes nothing into the stores.
+failure, of any kind: a check that could not check never says OK. It writes nothing into checkpoints.
+
+A run that reports anywhere else than to its caller (--state, --notify, --metrics, --html) keeps a record and goes on in
+``followup``. One that somebody types by hand, with a threshold of their own, must not open or close anybody's incidents.
 """
 
 import argparse
@@ -10,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, NoReturn
 
 from checkpoint import __version__, model, monitor, process
@@ -18,15 +21,21 @@ from checkpoint._load import load
 from checkpoint.codec import timestamp
 from checkpoint.config import parse_duration, store_path
 from checkpoint.errors import CheckpointError, NotFound, Usage
-from checkpoint.monitor import Finding, Policy, Report, Severity
+from checkpoint.monitor import Finding, Kind, Policy, Reason, Report, Severity
 from checkpoint.render import text
-from checkpoint.store import find_stores, open_store
+from checkpoint.store import find_stores, open_store, utc_now
 from checkpoint.store.disk import append_line
 
 PROGRAM = "checkpoint-selfcheck"
+VERBS = ("ack", "snooze", "silence", "unquiet", "incidents", "test-notify")
+CONFIG_VARIABLE = "CHECKPOINT_SELFCHECK_CONFIG"
+MOST_ON_PAGE = 50
+RECENT_ON_PAGE = 20
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Raises Usage where argparse would end the process."""
+
     def error(self, message: str) -> NoReturn:
         raise Usage(f"{message} (see {PROGRAM} --help)")
 
@@ -37,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     json = "--json" in arguments
     try:
+        if arguments and arguments[0] in VERBS:
+            return load("checkpoint.oncall:main")(arguments, os.environ)  # type: ignore[no-any-return]
         return _run(arguments, os.environ)
     except CheckpointError as error:
         return _unknown(error.message, json=json)
@@ -48,19 +59,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    options = _parser().parse_args(argv)
+    options = configured(parser(), argv, environ)
+    stores = stores_of(options, environ)
+    recorded = any((options.state, options.notify, options.metrics, options.html))
+    if recorded:
+        # An incident is known by its store: named in another way, from another folder, it must be the same one.
+        stores = [os.path.abspath(os.path.expanduser(store)) for store in stores]
+    if options.check_monitor is not None:
+        return _check_monitor(options, stores)
     began = time.monotonic()
-    policy = Policy(threshold_s=options.threshold, critical_s=options.critical)
-    report = check(_stores(options, environ), policy, datetime.now(UTC))
+    if options.ping is not None:
+        _ping(options.ping, "/start", "", environ)
+    report = check(stores, Policy(threshold_s=options.threshold, critical_s=options.critical), utc_now())
+    events: Sequence[Mapping[str, Any]] = ()
+    if recorded:
+        settings = load("checkpoint.oncall:settings")(options)
+        report, events = load("checkpoint.followup:follow")(
+            report, settings, environ, lambda: time.monotonic() - began, _say, lambda: _material(report)
+        )
     if options.log is not None:
         try:
-            append_line(options.log, _log_lines(report, time.monotonic() - began))
+            append_line(options.log, _log_lines(report, events, time.monotonic() - began))
         except OSError as error:
             words = f"the log {options.log} cannot be written: {error.strerror}"
             _say(f"{PROGRAM}: {words}")
-            report = monitor.unlogged(report, options.log, words)
+            report = monitor.failed(report, Reason.UNLOGGED, options.log, words)
     severity = report.severity
-    if options.quiet and severity is Severity.OK:
+    # With channels the notices speak, once: this would say the same again at each run.
+    if options.quiet and (severity is Severity.OK or (options.notify and severity is not Severity.UNKNOWN)):
         lines = []
     elif options.json:
         lines = [text.to_json(_document(report))]
@@ -74,6 +100,8 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     except OSError as error:
         _say(f"{PROGRAM}: the result cannot be written: {error.strerror}")
         severity = Severity.CRITICAL if severity is Severity.CRITICAL else Severity.UNKNOWN
+    if options.ping is not None:
+        _ping(options.ping, "" if severity is Severity.OK else "/fail", text.check_line(report), environ)
     return int(severity)
 
 
@@ -81,8 +109,14 @@ def check(stores: Sequence[str], policy: Policy, now: datetime) -> Report:
     """Look at every unfinished checkpoint of the stores, and at nothing else. Raises nothing for a bad file or store."""
     findings: list[Finding] = []
     unfinished = 0
+    idle_since: datetime | None = None
     # Asked once for each process: a run judges one moment, and one agent may hold very many.
-    liveness = functools.cache(process.liveness)
+    liveness, remnants = functools.cache(process.liveness), functools.cache(process.remnants)
+
+    def remains(checkpoint: model.Checkpoint, step: model.Step) -> bool:
+        began, group = step.begun_at or checkpoint.created_at, checkpoint.lease.pid if checkpoint.lease else None
+        return remnants().of(checkpoint.run_id, step.name, group, began.timestamp())
+
     for store in stores:
         try:
             for entry in open_store(store).scan():
@@ -91,7 +125,9 @@ def check(stores: Sequence[str], policy: Policy, now: datetime) -> Report:
                     findings.append(monitor.judge_error(entry.name, entry.error, store))
                     continue
                 unfinished += 1
-                standing = model.standing(entry.checkpoint, lambda holder: liveness(_process(holder)), now)
+                moved = entry.checkpoint.progress_at
+                idle_since = moved if idle_since is None or moved < idle_since else idle_since
+                standing = model.standing(entry.checkpoint, lambda holder: liveness(_process(holder)), now, remains)
                 finding = monitor.judge(entry.checkpoint, standing, now, policy, store)
                 if finding is not None:
                     findings.append(finding)
@@ -99,7 +135,66 @@ def check(stores: Sequence[str], policy: Policy, now: datetime) -> Report:
             findings.append(monitor.missing_store(store, f"there is no store at {store}"))
         except CheckpointError as error:
             findings.append(monitor.missing_store(store, error.message))
-    return monitor.report(now, stores, findings, unfinished, policy)
+    return monitor.report(now, stores, findings, unfinished, policy, idle_since)
+
+
+def _material(report: Report) -> Any:
+    """For the page: the runs with findings, the gravest first, then others; read again, as a check keeps none of them."""
+    wanted = {(finding.store, finding.id): finding for finding in report.findings if finding.kind in (Kind.STALE, Kind.CLOCK)}
+    chosen: dict[tuple[str, str], model.View] = {}
+    recent: list[model.Checkpoint] = []
+    for name in report.stores:
+        try:
+            store = open_store(name)
+            for entry in store.scan():
+                key = (name, entry.name)
+                if entry.checkpoint is not None and (key in wanted or len(chosen) < MOST_ON_PAGE):
+                    standing = model.standing(entry.checkpoint, lambda holder: process.liveness(_process(holder)), report.at)
+                    chosen[key] = model.view(entry.checkpoint, standing)
+            recent += [entry.checkpoint for entry in store.recent(RECENT_ON_PAGE) if entry.checkpoint is not None]
+        except CheckpointError:
+            continue  # it is a finding already
+    order = {key: position for position, key in enumerate(wanted)}
+    ranked = sorted(chosen, key=lambda key: order.get(key, len(order)))[:MOST_ON_PAGE]
+    recent.sort(key=lambda checkpoint: checkpoint.finished_at or checkpoint.updated_at, reverse=True)
+    return load("checkpoint.followup:Material")(
+        unfinished=[(store, chosen[store, id], wanted.get((store, id))) for store, id in ranked],
+        more=report.unfinished - len(ranked),
+        recent=recent[:RECENT_ON_PAGE],
+    )
+
+
+def _check_monitor(options: argparse.Namespace, stores: Sequence[str]) -> int:
+    """Whether a self-check ran lately, going by the stamps that it left: the oldest of them counts."""
+    state = load("checkpoint.store.state:state_of")
+    last_run = load("checkpoint.store.state:last_run")
+    now = utc_now()
+    places = [options.state] if options.state else [state(store) for store in stores]
+    ages = {place: (now - stamp.at).total_seconds() if (stamp := last_run(place)) else None for place in places}
+    never = [place for place, age in ages.items() if age is None]
+    oldest_s = max((age for age in ages.values() if age is not None), default=0.0)
+    # A stamp from the future proves nothing about the last minutes.
+    future = any(age is not None and age < -options.check_monitor for age in ages.values())
+    severity = Severity.CRITICAL if never or future or oldest_s > options.check_monitor else Severity.OK
+    words = f"the self-check last ran {text.duration(max(0, int(oldest_s)))} ago"
+    if never:
+        words = f"no self-check that keeps a record has ever run: {', '.join(never)}"
+    elif future:
+        words = "the last self-check lies in the future: a clock is or was wrong"
+    performance = f"last_run_age={oldest_s:.0f}s;;{options.check_monitor};0"
+    line = f"CHECKPOINT {severity.name} - {text.escape(words).replace('|', '/')} | {performance}"
+    if options.json:
+        line = text.to_json({"status": severity.name, "exit_code": int(severity), "message": words, "age_s": round(oldest_s)})
+    process.write_stdout(line.encode("utf-8", "backslashreplace") + b"\n")
+    return int(severity)
+
+
+def _ping(address: str, end: str, body: str, environ: Mapping[str, str]) -> None:
+    ping, failure = load("checkpoint.notify:ping"), load("checkpoint.notify:NotDelivered")
+    try:
+        ping(address, end, body, environ)
+    except failure as error:
+        _say(f"{PROGRAM}: the ping was not taken: {error}")
 
 
 def _process(holder: model.Lease | model.StepProcess | None) -> process.Process | None:
@@ -108,37 +203,94 @@ def _process(holder: model.Lease | model.StepProcess | None) -> process.Process 
     return process.Process(holder.host, holder.boot_id, holder.pid_ns, holder.pid, holder.pid_started)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def parser() -> argparse.ArgumentParser:
+    """The options of a check. Their defaults stand in DEFAULTS, below those of a configuration file."""
+    made = Parser(
         prog=PROGRAM,
         allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
         description="Says which unfinished checkpoints made no progress for too long, and why.",
-        epilog="Exit status: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN (could not check). Durations: 90s 10m 2h 7d.",
+        epilog="Exit status: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN (could not check). Durations: 90s 10m 2h 7d. "
+        f"Verbs of their own, each with --help: {', '.join(VERBS)}.",
     )
-    add = parser.add_argument
+    add_places(made)
+    add = made.add_argument
+    add("--threshold", type=seconds, metavar="D", help="without progress before it is stale (10m)")
+    add("--critical", type=seconds, metavar="D", help="age from which stale is critical (24h)")
+    add("--json", action="store_true", help="one JSON object instead of lines")
+    add("--quiet", action="store_true", help="print nothing while all is well; with --notify leave talking to the notices")
+    add("--log", metavar="FILE", help="append a JSON line for the run and one for each finding")
+    add("--notify", action="append", metavar="URL", help="where notices go; may be given again (see docs/selfcheck.md)")
+    add("--repeat", type=seconds, metavar="D", help="until what is unchanged is told again, doubling up to 24h (4h)")
+    add("--hard-age", type=seconds, metavar="D", help="age past which no ack, snooze or silence counts (72h)")
+    add("--no-recovery", dest="recovery", action="store_false", help="do not tell what is over")
+    add("--metrics", metavar="FILE", help="metrics for the textfile collector of Prometheus")
+    add("--html", metavar="FILE", help="a page")
+    add("--every", type=seconds, metavar="D", help="how often this runs (10m): the page and others say when it does not")
+    add("--ping", metavar="URL", help="watcher to be told URL/start, then URL or URL/fail")
+    add("--check-monitor", type=seconds, metavar="D", help="only say whether a self-check ran within this time: exit 0 or 2")
+    add("--version", action="version", version=f"{PROGRAM} {__version__}")
+    return made
+
+
+DEFAULTS: Mapping[str, Any] = {
+    "store": (),
+    "root": (),
+    "state": None,
+    "threshold": 600,
+    "critical": 86400,
+    "json": False,
+    "quiet": False,
+    "log": None,
+    "notify": (),
+    "repeat": 4 * 3600,
+    "hard_age": 72 * 3600,
+    "recovery": True,
+    "metrics": None,
+    "html": None,
+    "every": 600,
+    "ping": None,
+    "check_monitor": None,
+}
+
+
+def add_places(made: argparse.ArgumentParser) -> None:
+    """The options that say which stores are meant, and where the record of them is kept."""
+    add = made.add_argument
+    add("--config", metavar="FILE", help=f"settings, as TOML; options win (${CONFIG_VARIABLE})")
     add("--store", action="append", metavar="DIR", help="a store; may be given again ($CHECKPOINT_STORE)")
     add("--root", action="append", metavar="DIR", help="a workspace: memory/checkpoints and agents/*/memory/checkpoints in it")
-    add("--threshold", type=_seconds, default=600, metavar="D", help="without progress before it is stale (10m)")
-    add("--critical", type=_seconds, default=86400, metavar="D", help="age from which stale is critical (24h)")
-    add("--json", action="store_true", help="one JSON object instead of lines")
-    add("--quiet", action="store_true", help="print nothing while all is well")
-    add("--log", metavar="FILE", help="append a JSON line for the run and one for each finding")
-    add("--version", action="version", version=f"{PROGRAM} {__version__}")
-    return parser
+    add("--state", metavar="DIR", help="where incidents are kept (.selfcheck in the first store)")
 
 
-def _seconds(value: str) -> int:
+def configured(made: argparse.ArgumentParser, argv: Sequence[str], environ: Mapping[str, str]) -> argparse.Namespace:
+    """The options as given, else as the configuration file has them, else the defaults. Raises Usage."""
+    given = vars(made.parse_args(argv))
+    path = given.pop("config", None) or environ.get(CONFIG_VARIABLE)
+    file = load("checkpoint.settings:read")(path) if path else {}
+    if {"store", "root"} & given.keys():
+        file = {name: value for name, value in file.items() if name not in ("store", "root")}
+    options = argparse.Namespace(**{**DEFAULTS, **file, **given})
+    for name in ("state", "log", "metrics", "html", "ping"):
+        if getattr(options, name) == "":
+            raise Usage(f"--{name} is empty")
+    return options
+
+
+def seconds(value: str) -> int:
+    """A duration, for argparse."""
     try:
         return parse_duration(value)
     except Usage as error:
         raise argparse.ArgumentTypeError(error.message) from None
 
 
-def _stores(options: argparse.Namespace, environ: Mapping[str, str]) -> list[str]:
-    stores = [store_path(store, environ) for store in options.store or ()]
-    if "" in (options.root or ()):
+def stores_of(options: argparse.Namespace, environ: Mapping[str, str]) -> list[str]:
+    """The stores that are meant, each once. Raises Usage."""
+    stores = [store_path(store, environ) for store in options.store]
+    if "" in options.root:
         raise Usage("--root is empty: name a folder")
-    return find_stores(stores, options.root or ()) or [store_path(None, environ)]
+    return find_stores(stores, options.root) or [store_path(None, environ)]
 
 
 def _document(report: Report) -> dict[str, Any]:
@@ -154,12 +306,13 @@ def _document(report: Report) -> dict[str, Any]:
     }
 
 
-def _log_lines(report: Report, took_s: float) -> bytes:
+def _log_lines(report: Report, events: Sequence[Mapping[str, Any]], took_s: float) -> bytes:
     run = _document(report)
     del run["findings"]
     at = run.pop("checked_at")
     lines = [{"at": at, "event": "run", **run, "duration_ms": round(took_s * 1000)}]
     lines += [{"at": at, "event": "finding", **text.finding_document(finding)} for finding in report.findings]
+    lines += [dict(event) for event in events]
     return "".join(text.to_json(line) + "\n" for line in lines).encode()
 
 

@@ -71,7 +71,7 @@ main(*sys.argv[1:])
 _WRITING = "openat mkdir mkdirat write pwrite64 fsync fdatasync rename renameat renameat2 unlink unlinkat fchmod flock close"
 _OTHERS = "open link linkat fchmodat fcntl getdents64 newfstatat fstat stat lstat statx read pread64 lseek ftruncate"
 WRITE_SIDE = frozenset(_WRITING.split())
-NAMES = WRITE_SIDE | frozenset(_OTHERS.split())
+NAMES = WRITE_SIDE | frozenset(_OTHERS.split()) | {"connect", "sendto", "recvfrom"}
 
 _LINE = re.compile(r"(?:\d+ +)?(\w+)\((.*)\) += (-?\d+|0x[0-9a-f]+|\?)(.*)")
 _FD = re.compile(r"(AT_FDCWD|\d+)<([^>]*)>")
@@ -384,7 +384,21 @@ def violations(calls: Sequence[Call], store: Path, id: str = "deploy") -> list[s
 
 def _paths(name: str, arguments: str, cwd: Path) -> tuple[str, ...]:
     """The paths that a call names: a descriptor's own, or joined with the name that follows it."""
-    if name in ("read", "pread64", "write", "pwrite64", "getdents64", "fsync", "fdatasync", "close", "flock", "fchmod"):
+    if name in (
+        "connect",
+        "sendto",
+        "recvfrom",
+        "read",
+        "pread64",
+        "write",
+        "pwrite64",
+        "getdents64",
+        "fsync",
+        "fdatasync",
+        "close",
+        "flock",
+        "fchmod",
+    ):
         match = _FD.match(arguments)
         return (match[2],) if match else ()
     found = []

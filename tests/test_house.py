@@ -16,7 +16,7 @@ import typer
 from conftest import BIN, ROOT, TOOL, Workspace, lacking
 
 import checkpoint
-from checkpoint import codec, errors
+from checkpoint import codec, errors, selfcheck
 from checkpoint._load import data_path, load
 from checkpoint.cli import COMMANDS, app
 from checkpoint.monitor import Reason
@@ -64,6 +64,23 @@ def test_every_option_is_documented() -> None:
     text = " ".join(DOCUMENTS.values())
     missing = {option for verb in COMMANDS for option in options_of(verb) if not re.search(rf"{option}\b", text)}
     assert missing == set()
+
+
+def test_every_option_and_verb_of_the_self_check_is_documented() -> None:
+    text = DOCUMENTS["selfcheck.md"]
+    options = [name for action in selfcheck.parser()._actions for name in action.option_strings if name.startswith("--")]
+    assert len(options) > 15
+    assert [name for name in options if name not in ("--help", "--version") and f"{name}" not in text] == []
+    assert [verb for verb in selfcheck.VERBS if verb not in text] == []
+    settings = {action.dest for action in selfcheck.parser()._actions} - {"help", "version", "config", "check_monitor"}
+    assert settings == set(selfcheck.DEFAULTS) - {"check_monitor"}
+    assert settings == load("checkpoint.settings:KNOWN")
+    assert [name for name in settings if name not in text] == []
+
+
+def test_every_channel_is_documented() -> None:
+    for scheme in load("checkpoint.notify:SENDERS"):
+        assert f"`{scheme}" in DOCUMENTS["selfcheck.md"]
 
 
 def test_every_kind_of_damage_and_every_reason_is_documented() -> None:

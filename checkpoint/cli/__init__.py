@@ -42,6 +42,7 @@ COMMANDS = {
     "release": "workflow:release",
     "show": "workflow:show",
     "list": "workflow:list_",
+    "watch": "live:watch",
     "verify": "admin:verify",
     "repair": "admin:repair",
     "prune": "admin:prune",

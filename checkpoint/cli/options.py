@@ -86,6 +86,17 @@ def open_workflow(
     return run
 
 
+def warn_if_unwatched(checkpoints: Checkpoints) -> None:
+    """Say that the self-check has stopped, where one used to run: nobody else would."""
+    watched = checkpoints.watched()
+    if watched is not None and watched[0] > 2 * watched[1]:
+        since, period = (text.duration(int(time.total_seconds())) for time in watched)
+        say(
+            f"checkpoint-tool: the self-check last ran {since} ago, and is meant to run every {period}: nobody watches what is"
+            " left unfinished here (try: checkpoint-selfcheck --check-monitor 30m)"
+        )
+
+
 def seconds(duration: str | None) -> int | None:
     return None if duration is None else parse_duration(duration)
 

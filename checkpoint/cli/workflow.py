@@ -32,6 +32,7 @@ from checkpoint.cli.options import (
     say,
     seconds,
     standard_input,
+    warn_if_unwatched,
 )
 from checkpoint.errors import NotFound, Usage
 from checkpoint.model import PlanStep, Status, View
@@ -149,9 +150,9 @@ def resume(
         raise Usage("--reason goes with --steal")
     if steal and id is None:
         raise Usage("--steal wants the ID of what is to be taken")
-    run = open_checkpoints(store, owner, owner_pid, lease, allow_secret=allow_secret).resume(
-        id, agent=agent, wait_s=seconds(wait) or 0, steal_reason=read_value(reason, "--reason")
-    )
+    checkpoints = open_checkpoints(store, owner, owner_pid, lease, allow_secret=allow_secret)
+    warn_if_unwatched(checkpoints)
+    run = checkpoints.resume(id, agent=agent, wait_s=seconds(wait) or 0, steal_reason=read_value(reason, "--reason"))
     _hand_over(run, form, "yours now")
 
 
@@ -336,6 +337,7 @@ def list_(
         documents = [_document(listed) for listed in found]
         output = "".join(text.to_json(one) + "\n" for one in documents) if form == "jsonl" else text.to_json(documents) + "\n"
     emit(output, changed=False)
+    warn_if_unwatched(checkpoints)
     for listed in found:
         if listed.error is not None:
             hint = listed.error.hint + (f" --store {shlex.quote(store)}" if store is not None else "")

@@ -11,7 +11,7 @@ __ckpt_started() {
     coproc exec "$CHECKPOINT_TOOL" session --owner-pid "$$" 2>/dev/null || return 0
     __ckpt_pid=$!
     # Or a plain "wait" in the script would wait for the session, which waits for the script.
-    disown
+    disown 2>/dev/null || true # it may have ended already
     # Descriptors of our own, for the script may start a coprocess too; and closed in every command that it runs.
     eval 'exec {to}>&p {from}<&p' # in an eval, for the script may have been read with ignore_braces
     if zmodload zsh/system 2>/dev/null && sysopen -w -o cloexec -u __ckpt_to "/dev/fd/$to" 2>/dev/null &&

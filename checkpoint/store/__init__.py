@@ -62,6 +62,9 @@ class Store(Protocol):
         ``workflow``: only what may be a run of it, going by its id. ``newest``: no more than so many of each history.
         """
 
+    def recent(self, newest: int) -> Iterator[Entry]:
+        """About so many of the runs that finished last, in no order, without reading all the others."""
+
     def archive(self, id: str, run_id: str) -> None:
         """Move a finished run out of the unfinished ones. Done already, also when another run follows: nothing happens."""
 

@@ -118,6 +118,13 @@ class Folder:
             return False
         return True
 
+    def modified(self, name: str) -> int:
+        """When the entry was last written, in ns; 0 where it is gone."""
+        try:
+            return os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
     def is_folder(self, name: str) -> bool:
         try:
             return stat.S_ISDIR(os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mode)
@@ -299,16 +306,23 @@ class LockFile:
 _LOCK_TEXT = re.compile(rb"(\d{20}) (\d{10})\n")
 
 
-def append_line(path: str, line: bytes) -> None:
-    """Append to a private log file, made 0600 where missing, in one write. Raises OSError; ELOOP for a link."""
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    fd = os.open(path, flags, 0o600)
+LOG_LIMIT = 10 << 20
+LOGS_KEPT = 5
+_TAIL = 1 << 20
+
+
+def append_line(path: str, line: bytes, *, unless: bytes | None = None) -> None:
+    """Append to a private log file, made 0600 where missing, in one write. Raises OSError; ELOOP for a link.
+
+    Past 10 MiB it becomes ``path.1``, that ``path.2``, up to 5. ``unless``: nothing is done where the last megabyte
+    holds this already.
+    """
+    fd = _open_log(path)
     try:
         status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
-        if status.st_uid == os.geteuid():
-            os.fchmod(fd, 0o600)
+        if unless is not None and unless in os.pread(fd, _TAIL, max(0, status.st_size - _TAIL)):
+            os.fsync(fd)
+            return
         if status.st_size and os.pread(fd, 1, status.st_size - 1) != b"\n":
             line = b"\n" + line  # a line that a full disk cut short must not take this one with it
         written = os.write(fd, line)
@@ -317,6 +331,79 @@ def append_line(path: str, line: bytes) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def publish(path: str, data: bytes, *, mode: int | None = None) -> None:
+    """Replace a file that other programs read, whole and durable: they see the old one or the new one. Raises OSError.
+
+    ``mode``: None keeps that of the file that is there, and makes a new one 0600. A link in its place is replaced, not
+    followed; the folder is the user's own choice and may be one that others write to.
+    """
+    above, name = os.path.split(os.path.abspath(path))
+    folder = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    temporary = f".{name}.{os.urandom(6).hex()}.tmp"
+    try:
+        try:
+            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            kept = stat.S_IMODE(found.st_mode) & 0o666 if stat.S_ISREG(found.st_mode) else 0o600
+        except FileNotFoundError:
+            kept = 0o600
+        fd = os.open(temporary, _CREATE, 0o600, dir_fd=folder)
+        try:
+            try:
+                os.fchmod(fd, kept if mode is None else mode)
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(fd, view) :]
+                _flush(fd)
+            finally:
+                os.close(fd)
+            os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            try:
+                os.unlink(temporary, dir_fd=folder)
+            except OSError:
+                pass
+            raise
+        _flush(folder)
+    finally:
+        os.close(folder)
+
+
+def _open_log(path: str) -> int:
+    """The log, locked against rotation by others until it is closed, and rotated where it is full."""
+    while True:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(path, flags, 0o600)
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
+            if status.st_uid == os.geteuid():
+                os.fchmod(fd, 0o600)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if not _is_named(path, fd):
+                os.close(fd)  # another rotated it while we waited
+                continue
+            if status.st_size < LOG_LIMIT:
+                return fd
+            for number in range(LOGS_KEPT - 1, 0, -1):
+                try:
+                    os.rename(f"{path}.{number}", f"{path}.{number + 1}")
+                except FileNotFoundError:
+                    pass
+            os.rename(path, f"{path}.1")
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _is_named(path: str, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(fd))
+    except FileNotFoundError:
+        return False
 
 
 def _close_quietly(fd: int) -> None:

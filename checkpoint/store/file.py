@@ -222,6 +222,20 @@ class FileStore:
                     except StoreUnavailable as error:
                         yield Entry(name, f"done/{name}", None, error)
 
+    def recent(self, newest: int) -> Iterator[Entry]:
+        with self._errors():
+            done = self._done(self._folder())
+            if done is None:
+                return
+            # Only to choose which of very many to read: what is said of them comes from the records.
+            receipts = sorted(
+                (name for name in done.names() if name.endswith(_SUFFIX)), key=lambda name: done.modified(name), reverse=True
+            )
+            yield from self._scan_files(done, "done/", receipts[:newest])
+            for name in done.names():
+                if model.NAME.fullmatch(name) and done.is_folder(name):
+                    yield from self._scan_folder(done.child(name), f"done/{name}/", id=name, newest=newest)
+
     def leftovers(self) -> list[str]:
         with self._errors():
             folder = self._folder()
@@ -393,6 +407,11 @@ class FileStore:
         files = sorted(folder.names())
         if newest is not None:
             files = files[-newest:]
+        yield from self._scan_files(folder, prefix, files, id=id, workflow=workflow)
+
+    def _scan_files(
+        self, folder: Folder, prefix: str, files: Iterable[str], *, id: str | None = None, workflow: str | None = None
+    ) -> Iterator[Entry]:
         for file in files:
             if workflow is not None and not model.may_be_of(file.removesuffix(_SUFFIX), workflow):
                 continue

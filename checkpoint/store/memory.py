@@ -76,6 +76,14 @@ class MemoryStore:
                 if mine and (finished or checkpoint.unfinished):
                     yield Entry(key, place, checkpoint, None)
 
+    def recent(self, newest: int) -> Iterator[Entry]:
+        ended = [
+            (entry.checkpoint.finished_at, entry)
+            for entry in self.scan(finished=True)
+            if entry.checkpoint is not None and entry.checkpoint.finished_at is not None
+        ]
+        yield from (entry for _, entry in sorted(ended, key=lambda item: item[0], reverse=True)[:newest])
+
     def archive(self, id: str, run_id: str) -> None:
         with self._lock:
             raw = self._unfinished.get(checked(id))

@@ -1,0 +1,221 @@
+"""What follows a check that keeps a record: incidents are brought up to date, notices sent, and the files written that
+others read.
+
+The order is what makes it safe: the state with the notice in it is durable before the first channel is tried, and after
+each channel it is written again. A kill at any point loses nothing; at most the one notice that was just being sent is
+sent twice, with the same id.
+"""
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from os import uname
+from typing import Any, NamedTuple
+
+from checkpoint import incident, monitor, notify
+from checkpoint._load import load
+from checkpoint.codec import timestamp
+from checkpoint.errors import CheckpointError, Damaged, Locked, StoreUnavailable
+from checkpoint.incident import Change, Ledger, Notice, Telling
+from checkpoint.model import Checkpoint, View
+from checkpoint.monitor import Finding, Kind, Reason, Report
+from checkpoint.notify import Channel, Message, NotDelivered
+from checkpoint.render import notice as words
+from checkpoint.render.text import finding_document
+from checkpoint.store.disk import publish
+from checkpoint.store.state import StateFolder, state_of
+
+Say = Callable[[str], None]
+"""A line for people on standard error."""
+
+
+class Settings(NamedTuple):
+    """What was asked for. ``state``: a folder, None for that in the first store; ``period_s``: how often this runs."""
+
+    state: str | None
+    channels: tuple[Channel, ...]
+    telling: Telling
+    period_s: int
+    metrics: str | None = None
+    html: str | None = None
+
+
+class Material(NamedTuple):
+    """For the page: unfinished runs as (store, view, finding), how many were left out, and finished runs."""
+
+    unfinished: Sequence[tuple[str, View, Finding | None]] = ()
+    more: int = 0
+    recent: Sequence[Checkpoint] = ()
+
+
+class Followed(NamedTuple):
+    """``report``: with what went wrong in here; ``events``: for the log, each a JSON object."""
+
+    report: Report
+    events: tuple[Mapping[str, Any], ...]
+
+
+def follow(
+    report: Report,
+    settings: Settings,
+    environ: Mapping[str, str],
+    took_s: Callable[[], float],
+    say: Say,
+    material: Callable[[], Material],
+) -> Followed:
+    """Everything after the check itself. Raises nothing: what fails in here is a finding of the report."""
+    return _FollowUp(report, settings, environ, took_s, say, material).run()
+
+
+class _FollowUp:
+    def __init__(
+        self,
+        report: Report,
+        settings: Settings,
+        environ: Mapping[str, str],
+        took_s: Callable[[], float],
+        say: Say,
+        material: Callable[[], Material],
+    ) -> None:
+        self.report = report
+        self._settings = settings
+        self._environ = environ
+        self._took_s = took_s
+        self._say = say
+        self._material = material
+        self._events: list[Mapping[str, Any]] = []
+        self._host = uname().nodename
+        self._names = tuple(channel.name for channel in settings.channels)
+        self._place = settings.state or state_of(report.stores[0])
+        self._before = Ledger()
+        self._notice_id = secrets.token_hex(16)
+
+    def run(self) -> Followed:
+        try:
+            folder = StateFolder(self._place)
+            with folder.locked():
+                self._before = self._read(folder)
+                ledger, changes = self._fold()
+                folder.write(incident.to_document(ledger))
+                ledger = self._tell(ledger, changes, save=folder)
+        except Locked as error:
+            # The other one tells; here only the verdict is left to give.
+            self._fail(self._place, error.message)
+            ledger = self._before
+        except CheckpointError as error:
+            self._fail(self._place, error.message)
+            # That this was told cannot be remembered, so it is told at each run: better than never.
+            ledger = self._tell(*self._fold(), save=None)
+        if self._settings.metrics is not None:
+            self._publish(self._settings.metrics, self._metrics(ledger), mode=0o644)
+        self._stamp()
+        return Followed(self.report, tuple(self._events))
+
+    def _read(self, folder: StateFolder) -> Ledger:
+        try:
+            fields = folder.read()
+            return Ledger() if fields is None else incident.from_document(fields)
+        except Damaged as error:
+            damage = error.message
+        except (KeyError, TypeError, ValueError, AttributeError):
+            damage = f"{self._place}/state.json holds what was never written"
+        kept = folder.set_aside()
+        self._fail(self._place, f"{damage}; it is kept as {kept}, and what was told before may be told again")
+        return Ledger()
+
+    def _fold(self) -> tuple[Ledger, tuple[Change, ...]]:
+        """The ledger to be written before anything is sent. The page shows it, so a page that cannot be written is found
+        out only now, and counts for a second try."""
+        ledger, changes = self._folded()
+        if self._settings.html is not None and not self._publish(self._settings.html, self._page(ledger), mode=None):
+            ledger, changes = self._folded()
+        ledger = incident.attempted(ledger, self._names)
+        if ledger.dropped > self._before.dropped:
+            self._say(f"{ledger.dropped - self._before.dropped} notices were given up: no channel took them in time")
+        return ledger, changes
+
+    def _folded(self) -> tuple[Ledger, tuple[Change, ...]]:
+        ledger, changes = incident.fold(self._before, self.report, self._settings.telling, self._names, self._notice_id)
+        looked = not any(finding.kind in (Kind.STORE, Kind.MONITOR) for finding in self.report.findings)
+        return (ledger._replace(last_success_at=self.report.at) if looked else ledger), changes
+
+    def _tell(self, ledger: Ledger, changes: Sequence[Change], *, save: StateFolder | None) -> Ledger:
+        """Send what waits, oldest first; a channel that fails is left alone until the next check."""
+        at = timestamp(self.report.at)
+        for change in changes:
+            self._events.append({"at": at, "event": "incident", "change": change.event, **finding_document(change.finding)})
+        down: set[str] = set()
+        for notice in ledger.notices:
+            for channel in self._settings.channels:
+                if channel.name not in notice.waiting or channel.name in down:
+                    continue
+                event = {"at": at, "event": "delivery", "channel": channel.name, "notice": notice.id}
+                try:
+                    notify.deliver(channel, self._message(notice), self._environ)
+                except NotDelivered as error:
+                    down.add(channel.name)
+                    self._say(f"{channel.name} did not take the notice: {error}; the next check tries again")
+                    self._events.append(event | {"delivered": False, "error": str(error)})
+                    ledger = incident.failed(ledger, channel.name)
+                else:
+                    self._events.append(event | {"delivered": True})
+                    ledger = incident.delivered(ledger, notice.id, channel.name)
+                if save is not None:
+                    try:
+                        save.write(incident.to_document(ledger))
+                    except StoreUnavailable as error:
+                        self._fail(self._place, error.message)
+        return ledger
+
+    def _message(self, notice: Notice) -> Message:
+        return Message(
+            notice.id,
+            notice.severity.name,
+            words.notice_subject(notice, self._host),
+            words.notice_lines(notice, places=len(self.report.stores) > 1),
+            words.notice_document(notice, self._host),
+            notice.attempts,
+        )
+
+    def _metrics(self, ledger: Ledger) -> str:
+        return words.metrics(
+            self.report, took_s=self._took_s(), last_success_at=ledger.last_success_at, failures=ledger.failures
+        )
+
+    def _page(self, ledger: Ledger) -> str:
+        page, run = load("checkpoint.render.html:Page"), load("checkpoint.render.html:PageRun")
+        material = self._material()
+        return load("checkpoint.render.html:render")(  # type: ignore[no-any-return]
+            page(
+                report=self.report,
+                old_at=self.report.at + timedelta(seconds=2 * self._settings.period_s),
+                unfinished=tuple(run(store, view, finding) for store, view, finding in material.unfinished),
+                more=material.more,
+                recent=tuple(material.recent),
+                incidents=ledger.incidents,
+                resolved=ledger.resolved,
+                quiets=ledger.quiets,
+            )
+        )
+
+    def _publish(self, path: str, text: str, *, mode: int | None) -> bool:
+        try:
+            publish(path, text.encode("utf-8", "backslashreplace"), mode=mode)
+        except OSError as error:
+            self._fail(path, f"{path} cannot be written: {error.strerror}")
+            return False
+        return True
+
+    def _stamp(self) -> None:
+        blind = {finding.store for finding in self.report.findings if finding.kind is Kind.STORE}
+        seen = [state_of(store) for store in self.report.stores if store not in blind]
+        for place in dict.fromkeys([self._place, *seen]):
+            try:
+                StateFolder(place).stamp(self.report.at, self._settings.period_s)
+            except CheckpointError as error:
+                self._fail(place, error.message)
+
+    def _fail(self, path: str, detail: str) -> None:
+        self._say(detail)
+        if not any((finding.reason, finding.store) == (Reason.UNWRITTEN, path) for finding in self.report.findings):
+            self.report = monitor.failed(self.report, Reason.UNWRITTEN, path, detail)

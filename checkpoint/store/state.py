@@ -1,0 +1,153 @@
+"""Where a self-check keeps what it remembers, and the stamps that say when one last ran.
+
+    <state>/state.json               incidents and undelivered notices, written as checkpoints are
+    <state>/state.lock               held while a self-check runs, or somebody asks for quiet
+    <store>/.selfcheck/last-run.json the stamp, in each store that was looked at; in the state folder too
+
+Standard library only: the lock is flock(2) by way of fcntl.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from checkpoint.codec import canonical_sha256, parse_object, timestamp
+from checkpoint.errors import CheckpointError, Damaged, Locked, SchemaMismatch, StoreUnavailable
+from checkpoint.store.disk import Folder, LockFile
+
+STATE_FOLDER = ".selfcheck"
+SCHEMA = "selfcheck-state/v1"
+_STATE = "state.json"
+_NAME = "state"
+_STAMP = "last-run.json"
+_STAMP_NAME = "last-run"
+_LOCK_WAIT_S = 5.0
+
+
+class Stamp(NamedTuple):
+    """When a self-check last ran, and how often it is meant to (seconds)."""
+
+    at: datetime
+    period_s: int
+
+
+def state_of(store: str) -> str:
+    """The state folder inside a store."""
+    return os.path.join(os.path.abspath(os.path.expanduser(store)), STATE_FOLDER)
+
+
+class StateFolder:
+    """The folder ``path``, made 0700 where it is missing, but not the store around it. Raises StoreUnavailable."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        with _errors(path):
+            above = os.path.dirname(os.path.abspath(path))
+            if os.path.basename(path) == STATE_FOLDER and not os.path.isdir(above):
+                raise StoreUnavailable(
+                    f"there is no store at {above}, so nothing can be remembered in it: --state names a folder"
+                )
+            self._folder = Folder.make(os.path.abspath(path))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Alone with the state. Raises Locked where another holds it for 5 s, and StoreUnavailable."""
+        with _errors(self.path):
+            lock = LockFile(self._folder, _NAME)
+            try:
+                deadline = time.monotonic() + _LOCK_WAIT_S
+                while not _try_lock(lock.fd):
+                    if time.monotonic() >= deadline:
+                        raise Locked(f"another self-check has been at work in {self.path} for {_LOCK_WAIT_S:.0f} s and more")
+                    time.sleep(0.05)
+                self._folder.discard_temporaries(_NAME)
+                yield
+            finally:
+                lock.close()
+
+    def read(self) -> dict[str, Any] | None:
+        """What was written last, or None. Raises Damaged, SchemaMismatch for a newer version's, StoreUnavailable."""
+        with _errors(self.path):
+            try:
+                raw = self._folder.read(_STATE)
+            except FileNotFoundError:
+                return None
+            try:
+                fields = parse_object(raw.decode())
+                digest = fields.pop("digest", None)
+                if digest == canonical_sha256(fields):
+                    if fields.pop("schema") != SCHEMA:
+                        raise SchemaMismatch(f"{self.path}/{_STATE} was written by another version of checkpoint-selfcheck")
+                    return fields
+            except (ValueError, KeyError):
+                pass
+            raise Damaged(f"{self.path}/{_STATE} is damaged", kind="digest")
+
+    def write(self, fields: Mapping[str, Any]) -> None:
+        """Replace the state, whole and durable; only under the lock. Raises StoreUnavailable."""
+        sealed = {"schema": SCHEMA, **fields}
+        sealed["digest"] = canonical_sha256(sealed)
+        with _errors(self.path):
+            self._folder.write(_STATE, _json(sealed), owner=_NAME)
+
+    def set_aside(self) -> str:
+        """Put a damaged state where it can be looked at, and say where; only under the lock. Raises StoreUnavailable."""
+        name = f"{_STATE}.bad-{time.time_ns() // 1_000_000}"
+        with _errors(self.path):
+            self._folder.move(_STATE, self._folder, name)
+        return f"{self.path}/{name}"
+
+    def stamp(self, now: datetime, period_s: int) -> None:
+        """Say that a self-check has run. Raises StoreUnavailable."""
+        with _errors(self.path):
+            lock = LockFile(self._folder, _STAMP_NAME)
+            try:
+                if _try_lock(lock.fd):  # else somebody else is saying the same right now
+                    self._folder.discard_temporaries(_STAMP_NAME)
+                    stamp = {"at": timestamp(now), "period_s": period_s}
+                    self._folder.write(_STAMP, _json(stamp), owner=_STAMP_NAME)
+            finally:
+                lock.close()
+
+
+def last_check(store: str) -> Stamp | None:
+    """The stamp that a self-check left in a store."""
+    return None if store == "memory:" else last_run(state_of(store))
+
+
+def last_run(path: str) -> Stamp | None:
+    """The stamp in a state folder; None where there is none, or none that can be read."""
+    try:
+        with Folder.open(path) as folder:
+            fields = parse_object(folder.read(_STAMP).decode())
+        at = datetime.fromisoformat(fields["at"])
+        return Stamp(at, int(fields["period_s"])) if at.tzinfo is not None else None
+    except (OSError, CheckpointError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _json(fields: Mapping[str, Any]) -> bytes:
+    return json.dumps(fields, sort_keys=True).encode() + b"\n"
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def _errors(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        what = "does not lock files" if error.errno == errno.ENOLCK else error.strerror or str(error)
+        raise StoreUnavailable(f"the self-check's state in {path} cannot be used: {what}") from error
