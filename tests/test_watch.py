@@ -12,6 +12,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -308,8 +309,9 @@ def test_an_interval_that_is_none(interval: str, workspace: Workspace) -> None:
     assert (done.code, done.out) == (2, "")
 
 
-def streaming(workspace: Workspace, *argv: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
+@contextmanager
+def streaming(workspace: Workspace, *argv: str) -> "Iterator[subprocess.Popen[str]]":
+    process = subprocess.Popen(
         [TOOL, "watch", "--json", "--interval", "1s", *argv],
         cwd=workspace.path,
         env=workspace.environ(),
@@ -317,6 +319,11 @@ def streaming(workspace: Workspace, *argv: str) -> "subprocess.Popen[str]":
         stderr=subprocess.PIPE,
         text=True,
     )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_snapshots_for_programs(workspace: Workspace) -> None:
