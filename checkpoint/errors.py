@@ -1,7 +1,6 @@
 """Every failure a caller can meet: what is wrong, the exit code it becomes, and the next command to type.
 
-The numbers are a contract (README, "Exit codes"). 18 (SchedulerUnavailable) is kept free for the commands that will
-need it; 30 to 36 belong to a run's status.
+The numbers are a contract (README, "Exit codes"). 30 to 36 belong to a run's status.
 """
 
 from typing import ClassVar
@@ -126,6 +125,12 @@ class StoreUnavailable(CheckpointError):
     def __init__(self, message: str, *, hint: str = "", applied: bool = False) -> None:
         super().__init__(message, hint=hint)
         self.applied = applied
+
+
+class SchedulerUnavailable(CheckpointError):
+    """A scheduler of this host is not there, refused, or will not run what it was given."""
+
+    exit_code = 18
 
 
 class StaleToken(CheckpointError):

@@ -128,7 +128,7 @@ def test_one_that_hangs_does_not_stop_the_next_from_judging(workspace: Workspace
             second = check(workspace)
             first.kill()
     assert second.code == UNKNOWN
-    assert "another self-check has been at work" in second.out
+    assert "another process has been at work" in second.out
     assert "deploy: slow" in second.out
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -48,21 +49,36 @@ def test_no_two_errors_share_an_exit_code() -> None:
     assert len(codes) == len(set(codes))
 
 
-def options_of(verb: str) -> list[str]:
-    command = typer.main.get_command(app).get_command(None, verb)  # type: ignore[attr-defined]
-    return [name for parameter in command.params for name in parameter.opts if name.startswith("--")]
+def verbs() -> dict[str, Any]:
+    """Every command, those of a group as "schedule add"."""
+    found = {}
+    for name in COMMANDS:
+        command = typer.main.get_command(app).get_command(None, name)  # type: ignore[attr-defined]
+        inside = getattr(command, "commands", None)
+        found |= {name: command} if inside is None else {f"{name} {one}": each for one, each in inside.items()}
+    return found
+
+
+def options_of(command: Any) -> set[str]:
+    return {name for parameter in command.params for name in parameter.opts if name.startswith("--")}
 
 
 @pytest.mark.parametrize("verb", COMMANDS)
-def test_every_command_is_documented_and_takes_store_and_json(verb: str) -> None:
+def test_every_command_is_in_the_readme(verb: str) -> None:
     assert f"`{verb}" in README
-    assert re.search(rf"\b{verb}\b", DOCUMENTS["commands.md"])
-    assert {"--store", "--json"} <= set(options_of(verb))
+
+
+@pytest.mark.parametrize("verb", verbs())
+def test_every_command_is_documented_and_takes_store_and_json(verb: str) -> None:
+    assert re.search(rf"\b{verb}\b", DOCUMENTS["commands.md"] + DOCUMENTS["schedule.md"])
+    # What is about this host, and not about a store, takes a workspace instead.
+    wanted = {"--json"} if verb.startswith("schedule ") else {"--store", "--json"}
+    assert wanted <= options_of(verbs()[verb])
 
 
 def test_every_option_is_documented() -> None:
     text = " ".join(DOCUMENTS.values())
-    missing = {option for verb in COMMANDS for option in options_of(verb) if not re.search(rf"{option}\b", text)}
+    missing = {name for command in verbs().values() for name in options_of(command) if not re.search(rf"{name}\b", text)}
     assert missing == set()
 
 

@@ -48,6 +48,7 @@ COMMANDS = {
     "prune": "admin:prune",
     "pin": "admin:pin",
     "unpin": "admin:unpin",
+    "schedule": "host:schedule",
     "shell-init": "shell:shell_init",
     "session": "shell:session",
 }
@@ -67,8 +68,11 @@ class _Commands(TyperGroup):
 # A session runs many commands: built anew each time they would cost as much again as the durable writes.
 @functools.cache
 def _command(name: str) -> Any:
+    target = load(f"checkpoint.cli.{COMMANDS[name]}")
+    if isinstance(target, typer.Typer):
+        return typer.main.get_command(target)
     single = typer.Typer(add_completion=False, rich_markup_mode=None)
-    single.command(name)(load(f"checkpoint.cli.{COMMANDS[name]}"))
+    single.command(name)(target)
     return typer.main.get_command(single)
 
 

@@ -23,6 +23,7 @@ from checkpoint.store.disk import Folder, LockFile
 
 STATE_FOLDER = ".selfcheck"
 SCHEMA = "selfcheck-state/v1"
+SCHEDULES_SCHEMA = "schedules/v1"
 _STATE = "state.json"
 _NAME = "state"
 _STAMP = "last-run.json"
@@ -43,30 +44,34 @@ def state_of(store: str) -> str:
 
 
 class StateFolder:
-    """The folder ``path``, made 0700 where it is missing, but not the store around it. Raises StoreUnavailable."""
+    """The folder ``path``, made 0700 where it is missing, but not the store around it. Raises StoreUnavailable.
 
-    def __init__(self, path: str) -> None:
+    ``schema``: of what is kept in it.
+    """
+
+    def __init__(self, path: str, schema: str = SCHEMA) -> None:
         self.path = path
+        self._schema = schema
         with _errors(path):
             above = os.path.dirname(os.path.abspath(path))
             if os.path.basename(path) == STATE_FOLDER and not os.path.isdir(above):
                 raise StoreUnavailable(
                     f"there is no store at {above}, so nothing can be remembered in it: --state names a folder"
                 )
-            self._folder = Folder.make(os.path.abspath(path))
+            self.folder = Folder.make(os.path.abspath(path))
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Alone with the state. Raises Locked where another holds it for 5 s, and StoreUnavailable."""
+    def locked(self, wait_s: float = _LOCK_WAIT_S) -> Iterator[None]:
+        """Alone with the state. Raises Locked where another holds it for longer than that, and StoreUnavailable."""
         with _errors(self.path):
-            lock = LockFile(self._folder, _NAME)
+            lock = LockFile(self.folder, _NAME)
             try:
-                deadline = time.monotonic() + _LOCK_WAIT_S
+                deadline = time.monotonic() + wait_s
                 while not _try_lock(lock.fd):
                     if time.monotonic() >= deadline:
-                        raise Locked(f"another self-check has been at work in {self.path} for {_LOCK_WAIT_S:.0f} s and more")
+                        raise Locked(f"another process has been at work in {self.path} for {wait_s:.0f} s and more")
                     time.sleep(0.05)
-                self._folder.discard_temporaries(_NAME)
+                self.folder.discard_temporaries(_NAME)
                 yield
             finally:
                 lock.close()
@@ -75,15 +80,15 @@ class StateFolder:
         """What was written last, or None. Raises Damaged, SchemaMismatch for a newer version's, StoreUnavailable."""
         with _errors(self.path):
             try:
-                raw = self._folder.read(_STATE)
+                raw = self.folder.read(_STATE)
             except FileNotFoundError:
                 return None
             try:
                 fields = parse_object(raw.decode())
                 digest = fields.pop("digest", None)
                 if digest == canonical_sha256(fields):
-                    if fields.pop("schema") != SCHEMA:
-                        raise SchemaMismatch(f"{self.path}/{_STATE} was written by another version of checkpoint-selfcheck")
+                    if fields.pop("schema") != self._schema:
+                        raise SchemaMismatch(f"{self.path}/{_STATE} was written by another version of checkpoint-tool")
                     return fields
             except (ValueError, KeyError):
                 pass
@@ -91,27 +96,27 @@ class StateFolder:
 
     def write(self, fields: Mapping[str, Any]) -> None:
         """Replace the state, whole and durable; only under the lock. Raises StoreUnavailable."""
-        sealed = {"schema": SCHEMA, **fields}
+        sealed = {"schema": self._schema, **fields}
         sealed["digest"] = canonical_sha256(sealed)
         with _errors(self.path):
-            self._folder.write(_STATE, _json(sealed), owner=_NAME)
+            self.folder.write(_STATE, _json(sealed), owner=_NAME)
 
     def set_aside(self) -> str:
         """Put a damaged state where it can be looked at, and say where; only under the lock. Raises StoreUnavailable."""
         name = f"{_STATE}.bad-{time.time_ns() // 1_000_000}"
         with _errors(self.path):
-            self._folder.move(_STATE, self._folder, name)
+            self.folder.move(_STATE, self.folder, name)
         return f"{self.path}/{name}"
 
     def stamp(self, now: datetime, period_s: int) -> None:
         """Say that a self-check has run. Raises StoreUnavailable."""
         with _errors(self.path):
-            lock = LockFile(self._folder, _STAMP_NAME)
+            lock = LockFile(self.folder, _STAMP_NAME)
             try:
                 if _try_lock(lock.fd):  # else somebody else is saying the same right now
-                    self._folder.discard_temporaries(_STAMP_NAME)
+                    self.folder.discard_temporaries(_STAMP_NAME)
                     stamp = {"at": timestamp(now), "period_s": period_s}
-                    self._folder.write(_STAMP, _json(stamp), owner=_STAMP_NAME)
+                    self.folder.write(_STAMP, _json(stamp), owner=_STAMP_NAME)
             finally:
                 lock.close()
 
@@ -150,4 +155,4 @@ def _errors(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         what = "does not lock files" if error.errno == errno.ENOLCK else error.strerror or str(error)
-        raise StoreUnavailable(f"the self-check's state in {path} cannot be used: {what}") from error
+        raise StoreUnavailable(f"the state in {path} cannot be used: {what}") from error
