@@ -377,7 +377,7 @@ class Schedules:
             if state.detail is not None:
                 start = "service cron start" if entry.scheduler == "cron" else sync
                 yield Problem(place, entry.name, state.detail, start)
-            elif isinstance(scheduler, SystemdScheduler) and state.next is None:
+            elif isinstance(scheduler, SystemdScheduler) and state.next is None and state.result != "activating":
                 yield Problem(place, entry.name, "its timer has no next run", sync)
             for other in self._elsewhere(place, entry):
                 yield Problem(place, entry.name, f"the same is scheduled in {other} too", sync)

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pwd import getpwuid
 from typing import Any, NamedTuple, Protocol
@@ -175,13 +176,39 @@ class SystemdScheduler:
             self._must("daemon-reload")
             self._must("enable", "--quiet", f"{thing.name}.timer")
             self._must("restart", f"{thing.name}.timer")
-            if self.state(thing.name).next is None:
-                raise SchedulerUnavailable(
-                    f"systemd took {thing.name}.timer, and has no next run for it", hint=self._command("status", thing.name)
-                )
+            if thing.selfcheck:
+                self._try(thing.name)
+            self._see_next(thing.name)
         except CheckpointError:
             self.disable(thing.name)
             raise
+
+    def _try(self, name: str) -> None:
+        """Run it once: a sandbox that this host cannot make shows only then, by an exit status from 200 on (systemd.exec(5))."""
+        self._must("start", "--no-block", f"{name}.service")
+        status = int(self._settled(name).get("ExecMainStatus") or 0)
+        if status >= 200:
+            raise SchedulerUnavailable(
+                f"systemd cannot start {name}.service here (status {status}, of systemd.exec(5)); --with cron needs no sandbox",
+                hint=self._command("status", f"{name}.service"),
+            )
+
+    def _see_next(self, name: str) -> None:
+        # While the service runs, a timer has no next time yet.
+        self._settled(name)
+        if self.state(name).next is None:
+            raise SchedulerUnavailable(
+                f"systemd took {name}.timer, and has no next run for it", hint=self._command("status", f"{name}.timer")
+            )
+
+    def _settled(self, name: str) -> dict[str, str]:
+        """The service, once it has ended, or after 10 s."""
+        for _ in range(100):
+            shown = self._shown(f"{name}.service", "ActiveState", "ExecMainStatus")
+            if shown.get("ActiveState") not in ("activating", "deactivating"):
+                break
+            time.sleep(0.1)
+        return shown
 
     def disable(self, name: str) -> bool:
         paths = [os.path.join(self._units, f"{name}.{kind}") for kind in ("timer", "service")]
