@@ -102,10 +102,11 @@ def close_watch(fd: int | None) -> None:
 
 
 class Remnants(NamedTuple):
-    """What still runs, whoever started it. ``steps``: (run id, step) as the environment of processes names them;
-    ``groups``: process group -> when its youngest member started, in seconds since 1970."""
+    """What still runs, whoever started it. ``steps``: (run id, step) as the environment of processes names them, with the
+    sessions they are in, 0 for one whose leader lives; ``groups``: process group -> when its youngest member started, in
+    seconds since 1970."""
 
-    steps: frozenset[tuple[str, str]]
+    steps: Mapping[tuple[str, str], set[int]]
     groups: Mapping[int, float]
 
     def of(self, run_id: str, step: str, group: int | None, since: float) -> bool:
@@ -114,12 +115,14 @@ class Remnants(NamedTuple):
         A part of the script itself, as a subshell is, has the script's environment, from before the step: of those, what
         was started since, in a group whose number no other can have had meanwhile.
         """
-        return (run_id, step) in self.steps or (group is not None and self.groups.get(group, 0.0) > since)
+        if self.steps.get((run_id, step), set()) & {0, group}:
+            return True
+        return group is not None and self.groups.get(group, 0.0) > since
 
 
 def remnants() -> Remnants:
     """Of all processes that we may look at, but for us and our ancestors; nothing where there is no /proc."""
-    steps: set[tuple[str, str]] = set()
+    steps: dict[tuple[str, str], set[int]] = {}
     groups: dict[int, float] = {}
     ours = set(_ancestors()) | {os.getpid()}
     try:
@@ -127,17 +130,26 @@ def remnants() -> Remnants:
         ticks = os.sysconf("SC_CLK_TCK")
         booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     except (OSError, AttributeError):
-        return Remnants(frozenset(), {})
+        return Remnants({}, {})
     for pid in pids:
         fields = _fields(pid)
         if pid in ours or not fields or fields[0] in "ZXx":
             continue
-        group = int(fields[2])
+        group, session = int(fields[2]), int(fields[3])
         groups[group] = max(groups.get(group, 0.0), booted + int(fields[19]) / ticks)
-        told = dict(pair.split("=", 1) for pair in _read(f"/proc/{pid}/environ", 1 << 22).split("\0") if pair.startswith(_TOLD))
-        if len(told) == len(_TOLD):
-            steps.add((told["CHECKPOINT_RUN_ID"], told["CHECKPOINT_STEP"]))
-    return Remnants(frozenset(steps), groups)
+        step = _told_step(pid)
+        # A daemon has made a session of its own (setsid(2)), and what it starts is in it: a service that the step was to
+        # start is not the step's command.
+        if step is not None and session != pid and _told_step(session) != step:
+            steps.setdefault(step, set()).add(session if _gone(session) else 0)
+    return Remnants(steps, groups)
+
+
+def _told_step(pid: int) -> tuple[str, str] | None:
+    """(run id, step) in the environment that the process was started with."""
+    pairs = (pair.split("=", 1) for pair in _read(f"/proc/{pid}/environ", 1 << 22).split("\0") if pair.startswith(_TOLD))
+    told = dict(pairs)
+    return (told["CHECKPOINT_RUN_ID"], told["CHECKPOINT_STEP"]) if len(told) == len(_TOLD) else None
 
 
 def is_ancestor(process: Identity | None) -> bool:

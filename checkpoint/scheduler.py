@@ -184,7 +184,7 @@ class SystemdScheduler:
             raise
 
     def _try(self, name: str) -> None:
-        """Run it once: a sandbox that this host cannot make shows only then, by an exit status from 200 on (systemd.exec(5))."""
+        """Run it once: a sandbox that cannot be made here shows only then, by an exit status from 200 on (systemd.exec(5))."""
         self._must("start", "--no-block", f"{name}.service")
         status = int(self._settled(name).get("ExecMainStatus") or 0)
         if status >= 200:

@@ -75,7 +75,9 @@ class Workspace:
         return self.run(SELFCHECK, *argv, **more)
 
     def environ(self, more: dict[str, str] | None = None) -> dict[str, str]:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("CHECKPOINT_")}
+        # Workers of xdist are told a size of a terminal that they do not have.
+        size = ("COLUMNS", "LINES")
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("CHECKPOINT_") and name not in size}
         return clean | {"CHECKPOINT_OWNER": "tester"} | (more or {})
 
     def file(self, id: str = "deploy") -> Path:

@@ -262,7 +262,7 @@ def kill_everywhere(bench: Bench, points: Sequence[Call]) -> list[str]:
         else:
             strayed.append(f"{point} was not hit")
     # Between the command's start and its end the calls come in another order now and then; elsewhere never.
-    if len(strayed) > max(2, len(points) // 20):
+    if len(strayed) > max(4, len(points) // 8):
         problems += strayed
     return [problem.replace(str(bench.place), "") for problem in problems]
 
@@ -485,6 +485,8 @@ NO_TRACE_OF_THE_COMMAND = """
 from checkpoint.api import Workflow
 _begin = Workflow.begin
 Workflow.begin = lambda self, name, process=None, **more: _begin(self, name, **more)
+from checkpoint import process
+process.remnants = lambda: process.Remnants({}, {})
 """
 
 

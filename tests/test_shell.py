@@ -1171,9 +1171,14 @@ echo "$i $n"
     assert run.wait(30) == 0, error(workspace)
     *out, last = (workspace.path / "out").read_text().splitlines()
     count, traps = map(int, last.split())
-    assert out == [str(number) for number in range(1, count + 1)]
-    names = [f"step-{number}" for number in range(1, count + 1)] + [f"trap-{number}" for number in range(1, traps + 1)]
-    assert steps(workspace) == dict.fromkeys(names, "completed")
+    # zsh runs a trap at any moment, also between two of its own variables: the step that it came into may then be refused.
+    refused = error(workspace).count("an unexpected answer") if shell == "zsh" else 0
+    assert len(out) == count - refused, error(workspace)
+    ended = steps(workspace)
+    assert {name for name, status in ended.items() if status == "completed"} == {
+        *(f"step-{number}" for number in out),
+        *(f"trap-{number}" for number in range(1, traps + 1)),
+    }, "what was not run is not completed"
 
 
 @mostly_posix
@@ -2522,3 +2527,18 @@ def test_a_command_is_told_its_step_and_key(workspace: Workspace, shell: str) ->
     assert result.code == 0, result
     run_id = workspace.tool("list", "--all", "--json").lines[0]["run_id"]
     assert result.out.splitlines() == [f"a {run_id}/a", f"b {run_id}/b", "none none"]
+
+
+@linux
+def test_a_daemon_that_a_killed_step_has_started_is_in_nobodys_way(workspace: Workspace, background: Begin) -> None:
+    """It has a session of its own, and so have its children."""
+    executable(workspace.path / "serve", "#!/bin/sh\n(sleep 30; :) & echo $$ > pid; wait\n")
+    first = background("bash", "ckpt_start deploy --steps a\nstart() { setsid ./serve & ./pause here; }\nckpt_step a start")
+    arrived(workspace, "here")
+    until(lambda: (workspace.path / "pid").exists(), "it serves")
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    let_go(workspace, "here")
+    again = play(workspace, "bash", "ckpt_start deploy --steps a\nckpt_step a true\nckpt_complete")
+    os.killpg(int((workspace.path / "pid").read_text()), signal.SIGKILL)
+    assert again.code == 0, again
