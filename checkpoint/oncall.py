@@ -17,7 +17,7 @@ from checkpoint.incident import Ledger, Telling
 from checkpoint.notify import Message, NotDelivered
 from checkpoint.render import notice as words
 from checkpoint.render import text
-from checkpoint.selfcheck import PROGRAM, Parser, add_places, configured, seconds, stores_of
+from checkpoint.selfcheck import PROGRAM, Parser, add_places, configured, plain_help, seconds, stores_of
 from checkpoint.store import utc_now
 from checkpoint.store.state import StateFolder, state_of
 
@@ -65,7 +65,13 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 
 def _parser(verb: str) -> Parser:
-    made = Parser(prog=f"{PROGRAM} {verb}", allow_abbrev=False, argument_default=argparse.SUPPRESS, description=_ABOUT[verb])
+    made = Parser(
+        prog=f"{PROGRAM} {verb}",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=plain_help,
+        description=_ABOUT[verb],
+    )
     add_places(made)
     if verb == "incidents":
         made.add_argument("--all", action="store_true", default=False, help="the last resolved ones too")
