@@ -21,7 +21,7 @@ from checkpoint.model import Checkpoint, View
 from checkpoint.monitor import Finding, Kind, Reason, Report
 from checkpoint.notify import Channel, Message, NotDelivered
 from checkpoint.render import notice as words
-from checkpoint.render.text import finding_document
+from checkpoint.render.check import finding_document
 from checkpoint.store.disk import publish
 from checkpoint.store.state import StateFolder, state_of
 

@@ -23,6 +23,7 @@ from checkpoint.config import parse_duration, store_path
 from checkpoint.errors import CheckpointError, NotFound, Usage
 from checkpoint.monitor import Finding, Kind, Policy, Reason, Report, Severity
 from checkpoint.render import text
+from checkpoint.render.check import check_line, finding_document, finding_line
 from checkpoint.store import find_stores, open_store, utc_now
 from checkpoint.store.disk import append_line
 
@@ -92,8 +93,8 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         lines = [text.to_json(_document(report))]
     else:
         lines = [
-            text.check_line(report),
-            *(text.finding_line(finding, place=len(report.stores) > 1) for finding in report.findings),
+            check_line(report),
+            *(finding_line(finding, place=len(report.stores) > 1) for finding in report.findings),
         ]
     try:
         process.write_stdout("".join(line + "\n" for line in lines).encode("utf-8", "backslashreplace"))
@@ -101,7 +102,7 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         _say(f"{PROGRAM}: the result cannot be written: {error.strerror}")
         severity = Severity.CRITICAL if severity is Severity.CRITICAL else Severity.UNKNOWN
     if options.ping is not None:
-        _ping(options.ping, "" if severity is Severity.OK else "/fail", text.check_line(report), environ)
+        _ping(options.ping, "" if severity is Severity.OK else "/fail", check_line(report), environ)
     return int(severity)
 
 
@@ -308,7 +309,7 @@ def _document(report: Report) -> dict[str, Any]:
         "unfinished": report.unfinished,
         "stale": len(report.stale),
         "unreadable": report.unreadable,
-        "findings": [text.finding_document(finding) for finding in report.findings],
+        "findings": [finding_document(finding) for finding in report.findings],
     }
 
 
@@ -317,7 +318,7 @@ def _log_lines(report: Report, events: Sequence[Mapping[str, Any]], took_s: floa
     del run["findings"]
     at = run.pop("checked_at")
     lines = [{"at": at, "event": "run", **run, "duration_ms": round(took_s * 1000)}]
-    lines += [{"at": at, "event": "finding", **text.finding_document(finding)} for finding in report.findings]
+    lines += [{"at": at, "event": "finding", **finding_document(finding)} for finding in report.findings]
     lines += [dict(event) for event in events]
     return "".join(text.to_json(line) + "\n" for line in lines).encode()
 

@@ -8,7 +8,8 @@ from checkpoint import model
 from checkpoint.codec import timestamp
 from checkpoint.incident import Change, Event, Incident, Notice, Quiet
 from checkpoint.monitor import Report
-from checkpoint.render.text import escape, finding_document, finding_line
+from checkpoint.render.check import finding_document, finding_line
+from checkpoint.render.text import escape
 
 _MOST_LINES = 20
 

@@ -9,7 +9,6 @@ from typing import Any
 from checkpoint import model
 from checkpoint.codec import timestamp
 from checkpoint.model import Checkpoint, RunState, Step, StepStatus, View
-from checkpoint.monitor import Finding, Report, Severity
 
 # Control characters (C0, DEL, C1), line separators, and what turns or hides text: direction marks, zero-width ones, tags.
 _UNSAFE = re.compile(
@@ -125,47 +124,6 @@ def status_document(checkpoint: Checkpoint, state: RunState) -> dict[str, Any]:
         "status": state,
         "started_at": timestamp(checkpoint.created_at),
         "completed_at": None if checkpoint.finished_at is None else timestamp(checkpoint.finished_at),
-    }
-
-
-def check_line(report: Report) -> str:
-    """The first line of the self-check, as monitoring plugins print it: words, a bar, performance data."""
-    policy, oldest = report.policy, report.oldest
-    if report.severity is Severity.OK:
-        words = f"nothing stale, {report.unfinished} unfinished"
-    else:
-        parts = []
-        if report.stale:
-            age = f" (oldest {oldest.id}, {duration(oldest.age_s or 0)})" if oldest else ""
-            parts.append(f"{len(report.stale)} stale{age}")
-        if report.unreadable:
-            parts.append(f"{report.unreadable} unreadable")
-        missing = [finding for finding in report.findings if finding.severity is Severity.UNKNOWN]
-        parts += [finding.detail for finding in missing]
-        words = ", ".join(parts)
-    performance = (
-        f"stale={len(report.stale)};0;{policy.critical_count};0"
-        f" oldest_age={max(oldest.age_s or 0, 0) if oldest else 0}s;{policy.threshold_s};{policy.critical_s};0"
-        f" unfinished={report.unfinished};;;0 unreadable={report.unreadable};;0;0"
-    )
-    return f"CHECKPOINT {report.severity.name} - {escape(words).replace('|', '/')} | {performance}"
-
-
-def finding_line(finding: Finding, *, place: bool) -> str:
-    """One finding in words. ``place``: with the store's, where there are several."""
-    name = (f"{finding.store}/{finding.id}" if place else finding.id) if finding.id else finding.store
-    age = f" for {duration(finding.age_s)}" if finding.age_s is not None else ""
-    following = f", next: {finding.next}" if finding.next else ""
-    return escape(f"{finding.severity.name} {name}: {finding.reason}{age}: {finding.detail}{following}").replace("|", "/")
-
-
-def finding_document(finding: Finding) -> dict[str, Any]:
-    """One finding as JSON."""
-    return finding._asdict() | {
-        "severity": finding.severity.name,
-        "reason": str(finding.reason),
-        "progress_at": timestamp(finding.progress_at) if finding.progress_at else None,
-        "in_doubt": list(finding.in_doubt),
     }
 
 
