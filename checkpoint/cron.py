@@ -81,7 +81,11 @@ def parse(text: str) -> Cron:
         )
     if days is not None and weekdays is None and not any(days[0] <= _DAYS_IN[m - 1] for m in months or range(1, 13)):
         raise Usage(f"{shown!r} never comes: there is no such day of month")
-    return Cron(" ".join(fields), minutes, hours, days, months, weekdays)
+    if days is not None and weekdays is not None and (len(days) == 31 or len(weekdays) == 7):
+        days = weekdays = None  # one or the other, and one of them is always
+    # */1 is a star to daemons, and a restriction to croniter.
+    plain = ["*" if values is None else written for written, values in zip(fields, sets, strict=True)]
+    return Cron(" ".join(plain), minutes, hours, days, months, weekdays)
 
 
 def every(seconds: int) -> Cron:

@@ -27,7 +27,9 @@ def times(cron: Cron, after: datetime, place: tzinfo | None) -> Iterator[datetim
     night back counts the first time, as with systemd.
     """
     wall = after.astimezone(place).replace(tzinfo=None)
-    for moment in croniter(cron.text, wall, ret_type=datetime, max_years_between_matches=100):
+    # As plain lists: of 59-59/59 croniter makes something else than a daemon.
+    text = " ".join("*" if values is None else ",".join(map(str, values)) for values in cron[1:])
+    for moment in croniter(text, wall, ret_type=datetime, max_years_between_matches=100):
         local = moment.replace(tzinfo=place) if place is not None else moment.astimezone()
         if local.astimezone(UTC).astimezone(place).replace(tzinfo=None) == moment and local > after:
             yield local

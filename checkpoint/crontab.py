@@ -60,13 +60,16 @@ def with_block(crontab: bytes, name: str, content: str | None) -> bytes:
         if found is None:
             return crontab
         before, old, after = found
-        return (before[:-1] if _ADDED in old else before) + after
+        if _ADDED not in old:
+            return before + after
+        # The line above gets its missing end back only if nothing follows it any more.
+        return before + _with_added(after) if after else before[:-1]
     new = block(name, content)
     if found is not None:
         before, old, after = found
-        return before + (new.replace(b"\n", b"\n" + _ADDED, 1) if _ADDED in old else new) + after
+        return before + (_with_added(new) if _ADDED in old else new) + after
     if crontab and not crontab.endswith(b"\n"):
-        return crontab + b"\n" + new.replace(b"\n", b"\n" + _ADDED, 1)
+        return crontab + b"\n" + _with_added(new)
     return crontab + new
 
 
@@ -112,11 +115,15 @@ def change(kept: Folder, edit: Callable[[bytes], bytes]) -> bool:
             after = edit(before or b"")
             if after == (before or b""):
                 return False
-            _back_up(kept, before)
             if read() != before:
                 continue  # somebody has edited it since
             unmake = not after and kept.has("crontab.made")
-            _write(after, remove=unmake)
+            backup = _back_up(kept, before)
+            try:
+                _write(after, remove=unmake)
+            except SchedulerUnavailable:
+                kept.remove(backup)
+                raise
             if unmake:
                 kept.remove("crontab.made")
             found = read()
@@ -152,15 +159,21 @@ def undo(kept: Folder) -> None:
         kept.write("crontab.ours", before, owner="crontab")
 
 
+def _with_added(block: bytes) -> bytes:
+    """A block of ours that remembers that the line above it had no end; anything else as it is."""
+    return block.replace(b"\n", b"\n" + _ADDED, 1) if block.startswith(b"# BEGIN checkpoint-tool ") else block
+
+
 def _markers(name: str) -> tuple[bytes, bytes]:
     return f"# BEGIN checkpoint-tool {name}\n".encode(), f"# END checkpoint-tool {name}\n".encode()
 
 
-def _back_up(kept: Folder, before: bytes | None) -> None:
-    end = "-none" if before is None else ""
-    kept.write(f"crontab.bak-{time.time_ns() // 1_000_000}{end}", before or b"", owner="crontab")
+def _back_up(kept: Folder, before: bytes | None) -> str:
+    backup = f"crontab.bak-{time.time_ns() // 1_000_000}" + ("-none" if before is None else "")
+    kept.write(backup, before or b"", owner="crontab")
     for name in sorted(name for name in kept.names() if name.startswith("crontab.bak-"))[:-_KEPT]:
         kept.remove(name)
+    return backup
 
 
 def _write(crontab: bytes, *, remove: bool) -> None:

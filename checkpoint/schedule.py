@@ -31,7 +31,7 @@ _MAC_PROTECTED = ("Desktop", "Documents", "Downloads")
 
 class Entry(NamedTuple):
     """One wanted schedule. ``command``: of the user's; for the self-check its further options. ``since``: when it was asked
-    for, RFC 3339; ``sha256``: of what was written for it, an empty text until then."""
+    for, RFC 3339; ``sha256`` and ``python``: of what was written for it, and the interpreter in it; empty until then."""
 
     name: str
     cron: str
@@ -39,6 +39,7 @@ class Entry(NamedTuple):
     scheduler: str
     since: str
     sha256: str = ""
+    python: str = ""
 
     @property
     def selfcheck(self) -> bool:
@@ -76,8 +77,6 @@ class Schedules:
     def __init__(self, root: str, home: str, environ: Mapping[str, str]) -> None:
         self._root = root
         self._home = home
-        folder = StateFolder(root, SCHEDULES_SCHEMA)
-        self._kept: Folder = folder.folder
         self.table: dict[str, Scheduler] = table(self._kept, home, environ)
 
     # --- what is wanted ----------------------------------------------------------------------------------------------
@@ -96,6 +95,8 @@ class Schedules:
 
         Raises Usage, SchedulerUnavailable, Conflict (the name is taken); then nothing is changed.
         """
+        if name == SELFCHECK:
+            raise Usage("the name selfcheck is that of the self-check: checkpoint-tool schedule install")
         wanted = self._entry(name or _entry_name(when, command), when, _checked(command), scheduler)
 
         def put(entries: list[Entry]) -> list[Entry]:
@@ -177,12 +178,18 @@ class Schedules:
 
     def installed(self) -> list[tuple[str, str]]:
         """(scheduler, name) of everything of ours that the host has, wanted or not."""
-        return [
-            (scheduler.name, name)
-            for scheduler in self.table.values()
-            if scheduler.unavailable() is None
-            for name in scheduler.names()
-        ]
+        found = []
+        for scheduler in self.table.values():
+            try:
+                found += [(scheduler.name, name) for name in scheduler.names()]
+            except SchedulerUnavailable:
+                continue
+        return found
+
+    def strays(self) -> list[tuple[str, str]]:
+        """(scheduler, name) of what the host has and nobody wants."""
+        wanted = {(entry.scheduler, _name(place, entry)) for place in self._workspaces(None) for entry in self._entries(place)}
+        return [there for there in self.installed() if there not in wanted]
 
     def status(self, workspace: str | None = None) -> list[Stands]:
         """How each stands: as its scheduler tells it; what cron does not tell comes from our own records."""
@@ -241,7 +248,7 @@ class Schedules:
 
     def undo(self) -> None:
         """Put the crontab back as it was before our last change. Raises SchedulerUnavailable."""
-        load("checkpoint.crontab:undo")(self._kept)
+        load("checkpoint.crontab:undo")(self._kept())
 
     def doctor(self, workspace: str | None = None) -> list[Problem]:
         """Everything because of which something would not run. Raises nothing for what it finds."""
@@ -251,6 +258,9 @@ class Schedules:
         return problems
 
     # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _kept(self) -> Folder:
+        return StateFolder(self._root, SCHEDULES_SCHEMA).folder
 
     def _entry(self, name: str, when: Cron, command: tuple[str, ...], scheduler: str | None) -> Entry:
         if NAME.fullmatch(name) is None or len(name) > 40:
@@ -298,7 +308,7 @@ class Schedules:
         for other in self._elsewhere(place, entry):
             self.table[other].disable(_name(place, entry))
         scheduler.enable(_thing(place, entry, scheduler))
-        return entry._replace(sha256=sha256("".join(self.preview(place, entry).values())))
+        return entry._replace(sha256=sha256("".join(self.preview(place, entry).values())), python=sys.executable)
 
     def _disable_everywhere(self, place: str, entry: Entry) -> None:
         for scheduler in self.table.values():
@@ -307,12 +317,14 @@ class Schedules:
 
     def _elsewhere(self, place: str, entry: Entry) -> list[str]:
         """Other schedulers that have the same."""
-        name = _name(place, entry)
-        return [
-            other.name
-            for other in self.table.values()
-            if other.name != entry.scheduler and other.unavailable() is None and name in other.names()
-        ]
+        found = []
+        for other in self.table.values():
+            try:
+                if other.name != entry.scheduler and _name(place, entry) in other.names():
+                    found.append(other.name)
+            except SchedulerUnavailable:
+                continue
+        return found
 
     def _is_installed(self, place: str, entry: Entry) -> bool:
         try:
@@ -325,7 +337,7 @@ class Schedules:
         if only is not None:
             return [os.path.abspath(only)]
         found = []
-        for name in sorted(os.listdir(self._root)):
+        for name in sorted(os.listdir(self._root)) if os.path.isdir(self._root) else ():
             if os.path.isfile(os.path.join(self._root, name, "state.json")):
                 fields = StateFolder(os.path.join(self._root, name), SCHEDULES_SCHEMA).read()
                 if fields is not None and fields.get("entries"):
@@ -369,18 +381,17 @@ class Schedules:
                 continue
             if sha256(state.text) != entry.sha256:
                 yield Problem(place, entry.name, f"what stands in {entry.scheduler} was changed since we wrote it", sync)
+            elif not os.access(entry.python, os.X_OK):
+                yield Problem(place, entry.name, f"the interpreter {entry.python} is gone", sync)
             elif state.text != "".join(self.preview(place, entry).values()):
                 yield Problem(place, entry.name, "it runs another interpreter or version than this one", sync)
-            program = _interpreter(state.text)
-            if program is not None and not os.access(program, os.X_OK):
-                yield Problem(place, entry.name, f"the interpreter {program} is gone", sync)
             if state.detail is not None:
                 start = "service cron start" if entry.scheduler == "cron" else sync
                 yield Problem(place, entry.name, state.detail, start)
             elif isinstance(scheduler, SystemdScheduler) and state.next is None and state.result != "activating":
                 yield Problem(place, entry.name, "its timer has no next run", sync)
             for other in self._elsewhere(place, entry):
-                yield Problem(place, entry.name, f"the same is scheduled in {other} too", sync)
+                yield Problem(place, entry.name, f"it is scheduled in {entry.scheduler}, and in {other} too", sync)
             if entry.selfcheck:
                 yield from _late(place, entry)
         if any(entry.scheduler == "systemd" for entry in entries):
@@ -428,12 +439,6 @@ def _thing(place: str, entry: Entry, scheduler: Scheduler) -> Thing:
         more = ("--label", scheduler.label, "--no-overlap", "--")
         argv = (*python, "checkpoint", "exec", entry.name, "--store", store, *more, *entry.command)
     return Thing(_name(place, entry), place, cron.parse(entry.cron), argv, entry.selfcheck)
-
-
-def _interpreter(text: str) -> str | None:
-    """The program in what was written, whatever stands around it."""
-    match = re.search(r"(/[^\n\"'<>]*?)[\"']?(?:</string>\s*<string>|\s)[\"']?-P\b", text)
-    return match[1].replace("%%", "%").replace("\\%", "%") if match else None
 
 
 def _base(place: str) -> str:

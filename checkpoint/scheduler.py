@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pwd import getpwuid
 from typing import Any, NamedTuple, Protocol
 
@@ -79,7 +79,7 @@ class CronScheduler:
     name = "cron"
     label = "cron"
 
-    def __init__(self, kept: Folder) -> None:
+    def __init__(self, kept: Callable[[], Folder]) -> None:
         self._kept = kept
 
     def unavailable(self) -> str | None:
@@ -90,17 +90,19 @@ class CronScheduler:
 
     def enable(self, thing: Thing) -> None:
         content = self._line(thing)
-        crontab.change(self._kept, lambda before: crontab.with_block(before, thing.name, content))
+        crontab.change(self._kept(), lambda before: crontab.with_block(before, thing.name, content))
 
     def disable(self, name: str) -> bool:
-        return crontab.change(self._kept, lambda before: crontab.with_block(before, name, None))
+        if crontab.find(crontab.read() or b"", name) is None:
+            return False
+        return crontab.change(self._kept(), lambda before: crontab.with_block(before, name, None))
 
     def state(self, name: str) -> State:
         found = crontab.find(crontab.read() or b"", name)
         if found is None:
             return State(None)
         text = found[1].replace(crontab._ADDED, b"").decode("utf-8", "surrogateescape")
-        return State(text, detail=None if _cron_runs() else "no cron daemon is running", running=_cron_runs())
+        return State(text, detail=None if _cron_runs() else "no cron daemon is running")
 
     def names(self) -> list[str]:
         return crontab.names(crontab.read() or b"")
@@ -403,8 +405,8 @@ ORDER = ("launchd", "systemd", "systemd-system", "cron")
 """The best first, as far as a host has it."""
 
 
-def table(kept: Folder, home: str, environ: Mapping[str, str]) -> dict[str, Scheduler]:
-    """All schedulers by name. ``kept``: where backups of the crontab stand."""
+def table(kept: Callable[[], Folder], home: str, environ: Mapping[str, str]) -> dict[str, Scheduler]:
+    """All schedulers by name. ``kept``: opens, or makes, the folder for backups of the crontab."""
     return {
         "launchd": LaunchdScheduler(home=home),
         "systemd": SystemdScheduler(user=True, home=home, environ=environ),

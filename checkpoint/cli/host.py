@@ -122,11 +122,7 @@ def list_(
 ) -> None:
     """What is scheduled."""
     schedules = _schedules()
-    if installed and workspace is None:
-        rows: list[dict[str, Any]] = [{"scheduler": where, "name": name} for where, name in schedules.installed()]
-        _print(rows, ("scheduler", "name"), json=json)
-        return
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "workspace": listed.workspace,
             "name": listed.entry.name,
@@ -138,6 +134,9 @@ def list_(
         for listed in schedules.wanted(workspace)
         if listed.installed or not installed
     ]
+    if installed and workspace is None:
+        nobody = {"workspace": None, "cron": None, "command": None, "installed": True}
+        rows += [nobody | {"name": name, "scheduler": where} for where, name in schedules.strays()]
     _print(rows, ("workspace", "name", "cron", "scheduler", "installed"), json=json)
 
 
