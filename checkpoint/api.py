@@ -328,7 +328,8 @@ class Checkpoints:
         wait_s: float = 0,
         steal_reason: str | None = None,
     ) -> "Workflow":
-        """Take over an unfinished run: ``id``, or the oldest that is free, not blocked and not handed to another agent.
+        """Take over an unfinished run: ``id``, or the oldest that is free, not blocked and not handed to another agent,
+        what is handed to ``agent`` before all others.
 
         ``wait_s``: how long to wait for its owner to finish, let go or die. ``steal_reason``: take it even from a live
         owner, who is refused from then on; the reason is recorded. Asked again by the same owner it gives the same
@@ -595,6 +596,8 @@ class Checkpoints:
             unfinished = [*self.list()]
         except NotFound as error:
             raise NothingToResume(error.message, hint=error.hint) from None
+        if agent is not None:
+            unfinished.sort(key=lambda listed: listed.view is None or listed.view.checkpoint.handoff_to != agent)
         for listed in unfinished:
             if listed.view is None:
                 passed["damaged"] = passed.get("damaged", 0) + 1
@@ -925,9 +928,13 @@ class Workflow:
         owner, token = self._checkpoints.owner, self.token
         return self._write(lambda checkpoint, _, now: model.heartbeat(checkpoint, owner, token, now), renew=False)
 
-    def release(self) -> Checkpoint:
-        """Give the lease back; the run stays unfinished and free to be taken."""
-        return self._write(lambda checkpoint, _, __: model.release(checkpoint), renew=False)
+    def release(self, *, to: str | None = None) -> Checkpoint:
+        """Give the lease back; the run stays unfinished and free to be taken. ``to``: the agent who is to go on; a
+        ``resume`` that does not name the run leaves it to that one."""
+        if to is not None:
+            _check_text(to, "agent", 256)
+            self._checkpoints.screen({"handoff_to": to})
+        return self._write(lambda checkpoint, _, __: model.release(checkpoint, to), renew=False)
 
     def __enter__(self) -> "Workflow":
         return self

@@ -37,8 +37,9 @@ def line(cron: Cron, argv: tuple[str, ...], folder: str, environ: Mapping[str, s
     command = f"cd {shlex.quote(folder)} && {settings}exec {shlex.join(argv)}"
     if re.search(r"[\n\r\0]", command):
         raise Usage("a crontab line cannot hold a line break or NUL: rename the folder, or put the command into a script")
-    # % is a line break to cron, also in quotes (crontab(5)).
-    command = command.replace("%", "\\%")
+    # % is a line break to cron, also in quotes (crontab(5)); and two backslashes are a pair to it, so that one of ours before
+    # one of the user's would free his %. Words with a backslash stand in single quotes: closed and opened again between them.
+    command = command.replace("\\%", "\\''%").replace("%", "\\%")
     if len(command.encode()) > LONGEST_LINE:
         raise Usage(f"the command is {len(command.encode())} bytes long, and cron reads {LONGEST_LINE}: put it into a script")
     return f"{cron.text} {command}"
@@ -102,6 +103,11 @@ def read() -> bytes | None:
         return None
     # Anything else taken for "empty" would replace somebody's crontab by ours.
     raise SchedulerUnavailable(f"crontab -l failed: {_words(done)}", hint="crontab -l")
+
+
+def is_mute() -> bool:
+    """Whether the crontab says that nobody is to get what its commands print."""
+    return re.search(rb"""^[ \t]*MAILTO[ \t]*=[ \t]*(""|'')?[ \t]*$""", read() or b"", re.MULTILINE) is not None
 
 
 def change(kept: Folder, edit: Callable[[bytes], bytes]) -> bool:

@@ -6,16 +6,17 @@ each channel it is written again. A kill at any point loses nothing; at most the
 sent twice, with the same id.
 """
 
+import os
 import secrets
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from os import uname
 from typing import Any, NamedTuple
 
 from checkpoint import incident, monitor, notify
 from checkpoint._load import load
 from checkpoint.codec import timestamp
-from checkpoint.errors import CheckpointError, Damaged, Locked, StoreUnavailable
+from checkpoint.errors import CheckpointError, Damaged, StoreUnavailable
 from checkpoint.incident import Change, Ledger, Notice, Telling
 from checkpoint.model import Checkpoint, View
 from checkpoint.monitor import Finding, Kind, Reason, Report
@@ -23,21 +24,23 @@ from checkpoint.notify import Channel, Message, NotDelivered
 from checkpoint.render import notice as words
 from checkpoint.render.check import finding_document
 from checkpoint.store.disk import publish
-from checkpoint.store.state import StateFolder, state_of
+from checkpoint.store.state import Place, StateFolder, state_of
 
 Say = Callable[[str], None]
 """A line for people on standard error."""
 
 
 class Settings(NamedTuple):
-    """What was asked for. ``state``: a folder, None for that in the first store; ``period_s``: how often this runs."""
+    """What was asked for. ``place``: where the record is kept; ``roots``: workspaces, in which stores are looked for;
+    ``period_s``: how often this runs."""
 
-    state: str | None
+    place: Place
     channels: tuple[Channel, ...]
     telling: Telling
     period_s: int
     metrics: str | None = None
     html: str | None = None
+    roots: tuple[str, ...] = ()
 
 
 class Material(NamedTuple):
@@ -84,32 +87,37 @@ class _FollowUp:
         self._say = say
         self._material = material
         self._events: list[Mapping[str, Any]] = []
-        self._host = uname().nodename
+        self._host = os.uname().nodename
         self._names = tuple(channel.name for channel in settings.channels)
-        self._place = settings.state or state_of(report.stores[0])
+        self._place = settings.place.path
         self._before = Ledger()
         self._notice_id = secrets.token_hex(16)
 
     def run(self) -> Followed:
         try:
-            folder = StateFolder(self._place)
+            folder = StateFolder(self._place, within=self._settings.place.within)
             with folder.locked():
                 self._before = self._read(folder)
                 ledger, changes = self._fold()
                 folder.write(incident.to_document(ledger))
                 ledger = self._tell(ledger, changes, save=folder)
-        except Locked as error:
-            # The other one tells; here only the verdict is left to give.
-            self._fail(self._place, error.message)
-            ledger = self._before
         except CheckpointError as error:
             self._fail(self._place, error.message)
-            # That this was told cannot be remembered, so it is told at each run: better than never.
+            self._before = self._peek()
+            # That this was told cannot be remembered, so what is new is told at each run: better than never.
             ledger = self._tell(*self._fold(), save=None)
         if self._settings.metrics is not None:
             self._publish(self._settings.metrics, self._metrics(ledger), mode=0o644)
         self._stamp()
         return Followed(self.report, tuple(self._events))
+
+    def _peek(self) -> Ledger:
+        """What is known without the right to change it. What waits in it is for whoever has that right to send."""
+        try:
+            fields = StateFolder.peek(self._place)
+            return Ledger() if fields is None else incident.from_document(fields)._replace(notices=())
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return Ledger()
 
     def _read(self, folder: StateFolder) -> Ledger:
         try:
@@ -126,6 +134,7 @@ class _FollowUp:
     def _fold(self) -> tuple[Ledger, tuple[Change, ...]]:
         """The ledger to be written before anything is sent. The page shows it, so a page that cannot be written is found
         out only now, and counts for a second try."""
+        self._miss_stores()
         ledger, changes = self._folded()
         if self._settings.html is not None and not self._publish(self._settings.html, self._page(ledger), mode=None):
             ledger, changes = self._folded()
@@ -133,6 +142,17 @@ class _FollowUp:
         if ledger.dropped > self._before.dropped:
             self._say(f"{ledger.dropped - self._before.dropped} notices were given up: no channel took them in time")
         return ledger, changes
+
+    def _miss_stores(self) -> None:
+        """A store that was found in a workspace before, and is not now, was taken away or is not mounted: nobody looked."""
+        for store in self._before.stores:
+            inside = any(store.startswith(os.path.join(root, "")) for root in self._settings.roots)
+            if inside and store not in self.report.stores:
+                words = (
+                    f"the store {store} was there, and is not (gone for good: checkpoint-selfcheck forget {shlex.quote(store)})"
+                )
+                report = self.report._replace(stores=(*self.report.stores, store))
+                self.report = report._replace(findings=(*report.findings, monitor.missing_store(store, words)))
 
     def _folded(self) -> tuple[Ledger, tuple[Change, ...]]:
         ledger, changes = incident.fold(self._before, self.report, self._settings.telling, self._names, self._notice_id)
@@ -172,7 +192,7 @@ class _FollowUp:
             notice.id,
             notice.severity.name,
             words.notice_subject(notice, self._host),
-            words.notice_lines(notice, places=len(self.report.stores) > 1),
+            words.notice_lines(notice),
             words.notice_document(notice, self._host),
             notice.attempts,
         )
@@ -211,7 +231,8 @@ class _FollowUp:
         seen = [state_of(store) for store in self.report.stores if store not in blind]
         for place in dict.fromkeys([self._place, *seen]):
             try:
-                StateFolder(place).stamp(self.report.at, self._settings.period_s)
+                within = self._settings.place.within if place == self._place else os.path.dirname(place)
+                StateFolder(place, within=within).stamp(self.report.at, self._settings.period_s)
             except CheckpointError as error:
                 self._fail(place, error.message)
 

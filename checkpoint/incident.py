@@ -124,7 +124,8 @@ class Notice(NamedTuple):
 
 class Ledger(NamedTuple):
     """All that is remembered. ``told_at`` and ``interval_s``: the last notice, and how long it holds; ``overflow``:
-    findings beyond the most that are followed one by one; ``failures``: deliveries that failed, by channel, ever."""
+    findings beyond the most that are followed one by one; ``failures``: deliveries that failed, by channel, ever;
+    ``stores``: all that were looked at, until somebody says that one is gone for good."""
 
     incidents: tuple[Incident, ...] = ()
     resolved: tuple[Incident, ...] = ()
@@ -137,6 +138,7 @@ class Ledger(NamedTuple):
     last_success_at: datetime | None = None
     failures: Mapping[str, int] = {}
     dropped: int = 0
+    stores: tuple[str, ...] = ()
 
 
 # --- from one check to the next ----------------------------------------------------------------------------------------
@@ -190,6 +192,7 @@ def fold(
         quiets=quiets,
         overflow=max(0, len(fresh) - room),
         last_run_at=now,
+        stores=tuple(dict.fromkeys((*ledger.stores, *report.stores)))[-MOST_INCIDENTS:],
         told_at=ledger.told_at if loud else None,
     )
     if not changes and not again:
@@ -292,6 +295,13 @@ def unhush(ledger: Ledger, pattern: str, *, store: str | None) -> Ledger:
     return ledger._replace(quiets=left)
 
 
+def forget(ledger: Ledger, store: str) -> Ledger:
+    """A store is gone for good: nobody is to be told that it is missing. Raises NotFound."""
+    if store not in ledger.stores:
+        raise NotFound(f"{store} is none of the stores that were looked at", hint="checkpoint-selfcheck incidents")
+    return ledger._replace(stores=tuple(one for one in ledger.stores if one != store))
+
+
 def quiet_of(ledger: Ledger, incident: Incident) -> Quiet | None:
     """The request under which the incident is passed over, if any, until it is too old for that."""
     return next((quiet for quiet in ledger.quiets if quiet.covers(incident.finding)), None)
@@ -341,7 +351,17 @@ def _with_clock_set_right(ledger: Ledger, now: datetime) -> Ledger:
     quiets = tuple(q._replace(at=now, until=now + (q.until - q.at)) if q.at > limit else q for q in ledger.quiets)
     told_at = now if ledger.told_at is not None and ledger.told_at > limit else ledger.told_at
     notices = tuple(n._replace(at=now) if n.at > limit else n for n in ledger.notices)
-    incidents = tuple(i._replace(opened_at=now) if i.opened_at > limit else i for i in ledger.incidents)
+    # What was told by that clock to be critical may not be, and is to be told when it is.
+    incidents = tuple(
+        i._replace(
+            opened_at=min(i.opened_at, now),
+            told_at=now,
+            told_severity=min(i.told_severity, Severity.WARNING, key=_URGENCY.__getitem__),
+        )
+        if max(i.opened_at, i.told_at or i.opened_at) > limit
+        else i
+        for i in ledger.incidents
+    )
     return ledger._replace(quiets=quiets, told_at=told_at, notices=notices, incidents=incidents)
 
 
@@ -375,6 +395,7 @@ def from_document(fields: Mapping[str, Any]) -> Ledger:
         last_success_at=_moment(fields["last_success_at"]),
         failures={str(name): int(count) for name, count in fields["failures"].items()},
         dropped=int(fields["dropped"]),
+        stores=tuple(str(store) for store in fields["stores"]),
     )
 
 

@@ -680,10 +680,13 @@ def heartbeat(checkpoint: Checkpoint, owner: Owner, token: int | None, now: date
     return renew(checkpoint, owner, token, now)
 
 
-def release(checkpoint: Checkpoint) -> Checkpoint:
-    """Give the lease back; the work stays unfinished and free to be taken."""
+def release(checkpoint: Checkpoint, to: str | None = None) -> Checkpoint:
+    """Give the lease back; the work stays unfinished and free to be taken: by anybody, or with ``to`` by that agent."""
     _refuse_finished(checkpoint)
-    return checkpoint if checkpoint.lease is None else checkpoint._replace(lease=None)
+    handoff_to = checkpoint.handoff_to if to is None else to
+    if checkpoint.lease is None and handoff_to == checkpoint.handoff_to:
+        return checkpoint
+    return checkpoint._replace(lease=None, handoff_to=handoff_to)
 
 
 # --- steps -----------------------------------------------------------------------------------------------------------

@@ -30,8 +30,9 @@ IDENTIFIER = "checkpoint-selfcheck"
 COMMAND_LIMIT_S = 30
 NETWORK_TIMEOUT_S = 5
 RETRIES = 2
-# Longer than all attempts of a webhook together: it ends what trickles in a byte at a time.
-_LIMIT_S = 40
+# A little longer than all attempts together: it ends what trickles in a byte at a time.
+_NETWORK_LIMIT_S = 20
+_LIMITS_S = {"command": COMMAND_LIMIT_S + 10, "mail": COMMAND_LIMIT_S + 10, "apprise": COMMAND_LIMIT_S + 10}
 
 _PLACE = re.compile(r"\$\{(file:[^}]+|[A-Za-z_][A-Za-z0-9_]*)\}")
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):(.*)", re.DOTALL)
@@ -56,6 +57,10 @@ class Channel(NamedTuple):
     name: str
     scheme: str
     address: str
+
+
+class _TooLong(BaseException):
+    """The time is over. No Exception, for libraries and retries that take a timeout for one of theirs would go on."""
 
 
 class NotDelivered(Exception):
@@ -90,16 +95,18 @@ def parse(specifications: Sequence[str]) -> tuple[Channel, ...]:
 def deliver(channel: Channel, message: Message, environ: Mapping[str, str]) -> None:
     """Send it, within a bounded time. Raises NotDelivered."""
     try:
-        with _limited(_LIMIT_S):
+        with _limited(_LIMITS_S.get(channel.scheme, _NETWORK_LIMIT_S)):
             SENDERS[channel.scheme](channel, message, lambda address: fill(address, environ))
     except NotDelivered:
         raise
-    except TimeoutError:
+    except (TimeoutError, _TooLong):
         raise NotDelivered("no answer in time") from None
     except subprocess.TimeoutExpired as error:
         raise NotDelivered(f"still running after {error.timeout:.0f} s: ended") from None
     except OSError as error:
         raise NotDelivered(error.strerror or type(error).__name__) from None
+    except (ValueError, OverflowError):
+        raise NotDelivered("its address is not right") from None
     except Exception as error:  # noqa: BLE001 - one channel must stop no other; its text may hold the address
         raise NotDelivered(f"it failed ({type(error).__name__})") from None
 
@@ -110,11 +117,13 @@ def ping(address: str, end: str, body: str, environ: Mapping[str, str]) -> None:
     Raises NotDelivered.
     """
     try:
-        with _limited(_LIMIT_S):
+        with _limited(_NETWORK_LIMIT_S):
             base, mark, query = fill(address, environ).partition("?")
             load("checkpoint.webhook:send")(base.rstrip("/") + end + mark + query, body.encode(), {}, retries=0)
     except NotDelivered:
         raise
+    except _TooLong:
+        raise NotDelivered("no answer in time") from None
     except Exception as error:  # noqa: BLE001 - a ping that fails must not stop the check
         raise NotDelivered(f"it failed ({type(error).__name__})") from None
 
@@ -329,7 +338,7 @@ def _from_file(path: str) -> str:
 @contextmanager
 def _limited(seconds: int) -> Iterator[None]:
     def give_up(*_: object) -> None:
-        raise TimeoutError
+        raise _TooLong
 
     before = signal.signal(signal.SIGALRM, give_up)
     signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -6,7 +6,7 @@ import argparse
 import secrets
 from collections.abc import Mapping, Sequence
 from os import uname
-from os.path import isdir
+from os.path import abspath, expanduser, isdir
 from typing import Any
 
 from checkpoint import incident, notify, process
@@ -17,30 +17,37 @@ from checkpoint.incident import Ledger, Telling
 from checkpoint.notify import Message, NotDelivered
 from checkpoint.render import notice as words
 from checkpoint.render import text
-from checkpoint.selfcheck import PROGRAM, Parser, add_places, configured, plain_help, seconds, stores_of
+from checkpoint.selfcheck import PROGRAM, Parser, add_places, configured, parser, plain_help, seconds, stores_of
 from checkpoint.store import utc_now
-from checkpoint.store.state import StateFolder, state_of
+from checkpoint.store.state import StateFolder, record_place
 
 _ABOUT = {
     "ack": "Say that somebody has an incident in hand: nothing is told of it until the time is over or the checkpoint moves.",
     "snooze": "Be told nothing of a checkpoint until the time is over or the checkpoint moves.",
     "silence": "Be told nothing of any checkpoint whose id fits the pattern (* and ?), also of those to come.",
     "unquiet": "End what ack, snooze or silence asked for.",
+    "forget": "A store that was found in a workspace is gone for good: do not miss it any longer.",
     "incidents": "List open incidents, and who asked for quiet about what.",
     "test-notify": "Send a test through each channel.",
 }
 
 
-def settings(options: argparse.Namespace) -> Settings:
+def settings(options: argparse.Namespace, stores: Sequence[str]) -> Settings:
     """What the options of a check ask of its follow-up. Raises Usage."""
     return Settings(
-        state=options.state,
+        place=record_place(options.state, options.root, stores),
+        roots=tuple(abspath(expanduser(root)) for root in options.root),
         channels=notify.parse(options.notify),
         telling=Telling(repeat_s=options.repeat, hard_s=options.hard_age, recovery=options.recovery),
         period_s=options.every,
         metrics=options.metrics,
         html=options.html,
     )
+
+
+def check_options(arguments: Sequence[str]) -> None:
+    """Whether a check could be run with these. Raises Usage."""
+    notify.parse(configured(parser(), arguments, {}).notify)
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -51,7 +58,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     try:
         if verb == "test-notify":
             return _test(options, environ)
-        place = options.state or state_of(stores_of(options, environ)[0])
+        place = record_place(options.state, options.root, stores_of(options, environ)).path
         if verb == "incidents":
             _list(_ledger(place), as_json=options.json, every=options.all)
         else:
@@ -79,8 +86,8 @@ def _parser(verb: str) -> Parser:
     elif verb == "test-notify":
         made.add_argument("--notify", action="append", metavar="URL", help="where notices go; may be given again")
     else:
-        made.add_argument("id", metavar="PATTERN" if verb == "silence" else "ID")
-        if verb != "unquiet":
+        made.add_argument("id", metavar={"silence": "PATTERN", "forget": "STORE"}.get(verb, "ID"))
+        if verb not in ("unquiet", "forget"):
             made.add_argument("--for", dest="for_s", type=seconds, required=True, metavar="D", help="how long; at most 30d")
             made.add_argument("--by", required=True, metavar="NAME", help="who asks")
             made.add_argument("--reason", required=True, metavar="TEXT", help="why")
@@ -91,16 +98,20 @@ def _change(verb: str, options: argparse.Namespace, place: str) -> None:
     if not isdir(place):
         raise _nothing(place)
     folder = StateFolder(place)
-    store = options.store[0] if options.store else None
+    store, id = abspath(expanduser(options.store[0])) if options.store else None, options.id
+    if "/" in id and verb != "forget":
+        store, _, id = id.rpartition("/")  # as `incidents` names one of several stores
     with folder.locked():
         ledger = _read(folder)
         if verb == "unquiet":
-            after = incident.unhush(ledger, options.id, store=store)
+            after = incident.unhush(ledger, id, store=store)
+        elif verb == "forget":
+            after = incident.forget(ledger, abspath(expanduser(id)))
         else:
             after = incident.hush(
                 ledger,
                 verb,
-                options.id,
+                id,
                 store=store,
                 for_s=options.for_s,
                 by=options.by,
@@ -110,7 +121,8 @@ def _change(verb: str, options: argparse.Namespace, place: str) -> None:
         folder.write(incident.to_document(after))
     for quiet in after.quiets:
         if quiet not in ledger.quiets:
-            process.write_stderr(f"{text.escape(quiet.pattern)}: {words.quiet_words(quiet)}")
+            what = f"{quiet.store}/{quiet.pattern}" if quiet.store else quiet.pattern
+            process.write_stderr(f"{text.escape(what)}: {words.quiet_words(quiet)}")
 
 
 def _list(ledger: Ledger, *, as_json: bool, every: bool) -> None:

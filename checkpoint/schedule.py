@@ -77,6 +77,7 @@ class Schedules:
     def __init__(self, root: str, home: str, environ: Mapping[str, str]) -> None:
         self._root = root
         self._home = home
+        self.unreadable: list[Problem] = []
         self.table: dict[str, Scheduler] = table(self._kept, home, environ)
 
     # --- what is wanted ----------------------------------------------------------------------------------------------
@@ -254,8 +255,11 @@ class Schedules:
         """Everything because of which something would not run. Raises nothing for what it finds."""
         problems: list[Problem] = []
         for place in self._workspaces(workspace):
-            problems += self._problems(place)
-        return problems
+            try:
+                problems += self._problems(place)
+            except CheckpointError as error:
+                problems.append(Problem(place, "", error.message, error.hint or "checkpoint-tool schedule list"))
+        return problems + self.unreadable
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
@@ -338,10 +342,18 @@ class Schedules:
             return [os.path.abspath(only)]
         found = []
         for name in sorted(os.listdir(self._root)) if os.path.isdir(self._root) else ():
-            if os.path.isfile(os.path.join(self._root, name, "state.json")):
-                fields = StateFolder(os.path.join(self._root, name), SCHEDULES_SCHEMA).read()
-                if fields is not None and fields.get("entries"):
+            path = os.path.join(self._root, name)
+            if not os.path.isfile(os.path.join(path, "state.json")):
+                continue
+            try:
+                fields = StateFolder(path, SCHEDULES_SCHEMA).read()
+                if fields is not None and _read(StateFolder(path, SCHEDULES_SCHEMA)):
                     found.append(str(fields["workspace"]))
+            except CheckpointError as error:
+                # One that cannot be read must not hide the others.
+                aside = f"mv {shlex.quote(path)}/state.json {shlex.quote(path)}/state.json.bad"
+                mend = f"{aside} && checkpoint-tool schedule install WORKSPACE"
+                self.unreadable.append(Problem("", name, error.message, mend))
         return found
 
     def _entries(self, place: str) -> list[Entry]:
@@ -394,6 +406,10 @@ class Schedules:
                 yield Problem(place, entry.name, f"it is scheduled in {entry.scheduler}, and in {other} too", sync)
             if entry.selfcheck:
                 yield from _late(place, entry)
+                if entry.scheduler == "cron" and "--notify stdout" in state.text and load("checkpoint.crontab:is_mute")():
+                    words = "MAILTO is empty in the crontab, so nobody gets what the self-check prints"
+                    mend = f"checkpoint-tool schedule install {quoted} -- --notify URL"
+                    yield Problem(place, entry.name, words, mend)
         if any(entry.scheduler == "systemd" for entry in entries):
             user = self.table["systemd"]
             if isinstance(user, SystemdScheduler) and user.unavailable() is None and not user.lingers():

@@ -246,8 +246,9 @@ class SystemdScheduler:
         if not contents:
             return State(None)
         timer = self._shown(f"{name}.timer", "NextElapseUSecRealtime", "LastTriggerUSec", "ActiveState")
-        service = self._shown(f"{name}.service", "Result", "ExecMainStatus", "ActiveState")
-        last = timer.get("LastTriggerUSec") or None
+        service = self._shown(f"{name}.service", "Result", "ExecMainStatus", "ActiveState", "ExecMainStartTimestamp")
+        # Also of a run that somebody started by hand.
+        last = service.get("ExecMainStartTimestamp") or timer.get("LastTriggerUSec") or None
         result = None
         if last is not None:
             result = service.get("ActiveState", "")
@@ -301,12 +302,18 @@ def _filled(template: str, places: Mapping[str, str]) -> str:
 
 def _specified(text: str) -> str:
     """For where specifiers are expanded (systemd.unit(5)) and nothing is quoted."""
+    if text.endswith("\\"):
+        raise Usage("systemd takes a backslash at the end of a line for its continuation: rename the folder")
+    return _escaped(text)
+
+
+def _escaped(text: str) -> str:
     return _printable(text).replace("%", "%%")
 
 
 def _quoted(text: str, *, command: bool = False) -> str:
     """For where words are quoted (systemd.syntax(7)), in a command (systemd.service(5)) with variables."""
-    word = _specified(text).replace("\\", "\\\\").replace('"', '\\"')
+    word = _escaped(text).replace("\\", "\\\\").replace('"', '\\"')
     return '"' + (word.replace("$", "$$") if command else word) + '"'
 
 

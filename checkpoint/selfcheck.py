@@ -28,7 +28,7 @@ from checkpoint.store import find_stores, open_store, utc_now
 from checkpoint.store.disk import append_line
 
 PROGRAM = "checkpoint-selfcheck"
-VERBS = ("ack", "snooze", "silence", "unquiet", "incidents", "test-notify")
+VERBS = ("ack", "snooze", "silence", "unquiet", "forget", "incidents", "test-notify")
 CONFIG_VARIABLE = "CHECKPOINT_SELFCHECK_CONFIG"
 MOST_ON_PAGE = 50
 RECENT_ON_PAGE = 20
@@ -74,7 +74,7 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     report = check(stores, Policy(threshold_s=options.threshold, critical_s=options.critical), utc_now())
     events: Sequence[Mapping[str, Any]] = ()
     if recorded:
-        settings = load("checkpoint.oncall:settings")(options)
+        settings = load("checkpoint.oncall:settings")(options, stores)
         report, events = load("checkpoint.followup:follow")(
             report, settings, environ, lambda: time.monotonic() - began, _say, lambda: _material(report)
         )
@@ -87,7 +87,7 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
             report = monitor.failed(report, Reason.UNLOGGED, options.log, words)
     severity = report.severity
     # With channels the notices speak, once: this would say the same again at each run.
-    if options.quiet and (severity is Severity.OK or (options.notify and severity is not Severity.UNKNOWN)):
+    if options.quiet and (severity is Severity.OK or options.notify):
         lines = []
     elif options.json:
         lines = [text.to_json(_document(report))]
@@ -167,10 +167,11 @@ def _material(report: Report) -> Any:
 
 def _check_monitor(options: argparse.Namespace, stores: Sequence[str]) -> int:
     """Whether a self-check ran lately, going by the stamps that it left: the oldest of them counts."""
-    state = load("checkpoint.store.state:state_of")
+    state, place = load("checkpoint.store.state:state_of"), load("checkpoint.store.state:record_place")
     last_run = load("checkpoint.store.state:last_run")
     now = utc_now()
-    places = [options.state] if options.state else [state(store) for store in stores]
+    kept = bool(options.state or options.root)
+    places = [place(options.state, options.root, stores).path] if kept else [state(store) for store in stores]
     ages = {place: (now - stamp.at).total_seconds() if (stamp := last_run(place)) else None for place in places}
     never = [place for place, age in ages.items() if age is None]
     oldest_s = max((age for age in ages.values() if age is not None), default=0.0)

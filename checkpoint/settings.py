@@ -5,7 +5,9 @@ threshold = "15m"
 notify = ["mail:ops@example.org", "https://hooks.example.org/${HOOK_TOKEN}"]
 """
 
+import os
 import re
+import stat
 import tomllib
 from typing import Any
 
@@ -22,10 +24,13 @@ KNOWN = _TEXTS | _LISTS | _DURATIONS | _FLAGS
 def read(path: str) -> dict[str, Any]:
     """Option -> value, durations in seconds. Raises Usage, naming the line and the key."""
     try:
-        with open(path, "rb") as file:
-            content = file.read(1 << 20).decode()
+        # A named pipe would be waited for.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ValueError
+            content = file.read(1 << 20).decode("utf-8-sig")
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        reason = error.strerror if isinstance(error, OSError) else "it is no text file"
         raise Usage(f"the configuration {path} cannot be read: {reason}") from None
     try:
         fields = tomllib.loads(content)

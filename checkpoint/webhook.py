@@ -4,7 +4,7 @@ import base64
 import ssl
 import time
 from collections.abc import Mapping
-from http.client import HTTPException
+from http.client import HTTPException, InvalidURL
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -67,6 +67,8 @@ def _request(url: str, body: bytes, headers: Mapping[str, str]) -> Request:
 
 def _words(error: Exception) -> str:
     reason = error.reason if isinstance(error, URLError) else error
+    if isinstance(error, InvalidURL) or isinstance(reason, str):
+        return "its address is no URL"
     if isinstance(reason, TimeoutError):
         return f"no answer within {NETWORK_TIMEOUT_S} s"
     if isinstance(reason, ssl.SSLError):

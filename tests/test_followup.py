@@ -1,12 +1,15 @@
 """A self-check that keeps a record, run as a timer would run it: told once, nothing lost, and the rest still done."""
 
+import fcntl
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,6 +21,8 @@ import pytest
 import receivers
 import sweep
 from conftest import SELFCHECK, Result, Workspace, need_program, need_root, powerless
+
+from checkpoint import notify
 
 OK, WARNING, CRITICAL, UNKNOWN = range(4)
 SHORT = ("--threshold", "1s")
@@ -77,9 +82,12 @@ def test_an_incident_is_the_same_from_whatever_folder_it_is_seen(workspace: Work
     stale(workspace)
     check(workspace)
     elsewhere = {"CHECKPOINT_STORE": str(workspace.store)}
-    for more in ([], ["--store", str(workspace.store)], ["--root", "."], ["--root", str(workspace.path)]):
+    for more in ([], ["--store", str(workspace.store)], ["--store", "./memory/../memory/checkpoints"]):
         check(workspace, *more, env=elsewhere)
     assert events(workspace) == [("opened", "deploy")]
+    for root in (".", str(workspace.path), "./"):
+        workspace.selfcheck(*SHORT, "--notify", "log:rooted", "--root", root)
+    assert len(notices(workspace, "rooted")) == 1
 
 
 def test_with_channels_quiet_leaves_talking_to_the_notices(workspace: Workspace) -> None:
@@ -425,7 +433,7 @@ def test_each_run_stamps_every_store_and_others_look_at_it(workspace: Workspace)
     assert workspace.selfcheck("--check-monitor", "25m", "--root", ".").code == OK
     assert (agent / ".selfcheck" / "last-run.json").exists()
     assert workspace.tool("list").err == ""
-    for store in (workspace.store, agent):
+    for store in (workspace.store, agent, workspace.store.parent):
         path = store / ".selfcheck" / "last-run.json"
         past = (datetime.now(UTC) - timedelta(minutes=26)).isoformat()
         path.write_text(json.dumps({"at": past, "period_s": 600}))
@@ -485,14 +493,19 @@ def test_metrics_are_what_prometheus_reads(workspace: Workspace) -> None:
     assert sorted(path.name for path in workspace.path.iterdir() if path.name.startswith(".")) == []
 
 
-def test_a_file_that_others_read_is_replaced_whole_and_a_link_is_not_followed(workspace: Workspace) -> None:
+def test_a_file_that_others_read_is_replaced_whole_and_nothing_else(workspace: Workspace) -> None:
     workspace.tool("start", "deploy")
     (workspace.path / "target").write_text("theirs")
-    (workspace.path / "m.prom").symlink_to("target")
+    (workspace.path / "link").symlink_to("target")
+    os.mkfifo(workspace.path / "pipe")
     (workspace.path / "p.html").write_text("old")
     (workspace.path / "p.html").chmod(0o644)
     assert workspace.selfcheck("--metrics", "m.prom", "--html", "p.html").code == OK
+    for name in ("link", "pipe"):
+        done = workspace.selfcheck("--metrics", name, "--html", name)
+        assert (done.code, "not a regular file" in done.out) == (UNKNOWN, True)
     assert (workspace.path / "target").read_text() == "theirs"
+    assert (workspace.path / "pipe").is_fifo()
     assert (workspace.path / "p.html").stat().st_mode & 0o777 == 0o644, "who lets others read it has said so"
     nowhere = workspace.selfcheck("--metrics", "no/m.prom", "--html", "no/p.html", "--notify", "log:notices")
     assert nowhere.code == UNKNOWN
@@ -669,3 +682,130 @@ def test_nothing_is_left_to_delete(make_workspace: Callable[[], Workspace]) -> N
     kept = {"memory/checkpoints/deploy.json", "memory/checkpoints/.locks/deploy.lock"}
     assert found == inside | kept | {"m.prom", "p.html", "audit", "notices"}
     shutil.rmtree(workspace.path)
+
+
+# --- what an operator found --------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte comes in time, and the answer never: retries must not take the end of time for a time-out of theirs."""
+    monkeypatch.setattr(notify, "_NETWORK_LIMIT_S", 3)
+
+    def trickle(one: socket.socket) -> None:
+        with one:
+            try:
+                one.sendall(b"HTTP/1.1 200 OK\r\n220-hi\r\n")
+                while True:
+                    one.sendall(b"X-A: b\r\n")
+                    time.sleep(0.4)
+            except OSError:
+                pass
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    accepted = server.accept()[0]
+                except OSError:
+                    return
+                threading.Thread(target=trickle, args=(accepted,), daemon=True).start()
+
+        threading.Thread(target=serve, daemon=True).start()
+        port = server.getsockname()[1]
+        message = notify.Message("id", "OK", "subject", (), {"at": "now"})
+        for address in (f"http://127.0.0.1:{port}/x", f"smtp://127.0.0.1:{port}/?to=a@example.org"):
+            (channel,) = notify.parse([address])
+            began = time.monotonic()
+            with pytest.raises(notify.NotDelivered):
+                notify.deliver(channel, message, {})
+            assert time.monotonic() - began < 6
+        with pytest.raises(notify.NotDelivered):
+            notify.ping(f"http://127.0.0.1:{port}/x", "", "", {})
+
+
+def test_while_the_record_is_held_what_is_new_is_told_all_the_same(workspace: Workspace) -> None:
+    stale(workspace)
+    check(workspace)
+    stale(workspace, "other")
+    with (state(workspace).parent / "state.lock").open("r+b") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert check(workspace).code == UNKNOWN
+    found = Counter(events(workspace))
+    assert (found["opened", "deploy"], found["opened", "other"]) == (1, 1)
+
+
+def test_a_store_that_vanishes_from_a_workspace_is_missed_until_it_is_forgotten(workspace: Workspace) -> None:
+    one, two = (workspace.path / "agents" / name / "memory" / "checkpoints" for name in ("a1", "a2"))
+    for store in (one, two):
+        workspace.tool("start", "deploy", "--steps", "a", "--store", str(store))
+    time.sleep(1.1)
+    root = ("--root", ".")
+    assert check(workspace, *root).code == WARNING
+    two.parent.rename(workspace.path / "away")
+    gone = check(workspace, *root)
+    assert gone.code == UNKNOWN
+    assert f"{two} was there, and is not" in gone.out
+    check(workspace, *root)
+    assert Counter(events(workspace)) == {("opened", "deploy"): 2, ("opened", ""): 1}
+    forgotten = workspace.selfcheck("forget", str(two), *root)
+    assert forgotten.code == 0, forgotten
+    assert check(workspace, *root).code == WARNING
+    assert {("resolved", ""), ("no longer watched", "deploy")} <= set(events(workspace))
+    assert workspace.selfcheck("forget", "nothing", *root).code == 3
+
+
+def test_the_record_of_a_workspace_stays_where_it_is(workspace: Workspace) -> None:
+    """An agent whose store comes first by its name must not make all that is known, asked and undelivered be forgotten."""
+    later = workspace.path / "agents" / "b1" / "memory" / "checkpoints"
+    workspace.tool("start", "deploy", "--steps", "a", "--store", str(later))
+    time.sleep(1.1)
+    root = ("--root", ".")
+    check(workspace, *root)
+    quiet = workspace.selfcheck("silence", "dep*", "--for", "1h", "--by", "ann", "--reason", "x", *root)
+    assert quiet.code == 0, quiet
+    for store in (workspace.path / "agents" / "a0" / "memory" / "checkpoints", workspace.store):
+        workspace.tool("start", "other", "--steps", "a", "--stale-after", "1h", "--store", str(store))
+        check(workspace, *root)
+    assert events(workspace) == [("opened", "deploy")]
+    assert "silenced by ann" in workspace.selfcheck("incidents", *root).out
+    assert workspace.selfcheck("--check-monitor", "25m", *root).code == OK
+
+
+def test_an_ack_goes_by_any_spelling_of_the_store(workspace: Workspace) -> None:
+    asks = ("--for", "4h", "--by", "ann", "--reason", "known")
+    for name in ("x", "y"):
+        workspace.tool("start", "deploy", "--steps", "a", "--store", f"st/{name}")
+    time.sleep(1.1)
+    both = ("--store", "st/x", "--store", "st/y")
+    check(workspace, *both)
+    assert workspace.selfcheck("ack", "deploy", *asks, "--state", "st/x/.selfcheck", "--store", "st/x").code == 0
+    listed = workspace.selfcheck("incidents", *both).out.splitlines()
+    assert ["acknowledged" in line for line in listed] == ["/st/x/" in line for line in listed]
+    named = workspace.selfcheck("ack", f"{workspace.path}/st/y/deploy", *asks, *both)
+    assert named.code == 0, named
+    assert f"{workspace.path}/st/y/deploy: acknowledged" in named.err
+
+
+def test_acks_hold_on_a_disk_that_is_read_only(workspace: Workspace) -> None:
+    need_root()
+    stale(workspace)
+    check(workspace)
+    workspace.selfcheck("ack", "deploy", "--for", "4h", "--by", "ann", "--reason", "known")
+    subprocess.run(["mount", "--bind", str(workspace.store), str(workspace.store)], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(workspace.store)], check=True)
+        for _ in range(2):
+            assert check(workspace).code == UNKNOWN
+    finally:
+        subprocess.run(["umount", str(workspace.store)], check=True)
+    assert Counter(events(workspace))["opened", "deploy"] == 1
+
+
+def test_a_configuration_that_is_a_pipe_is_not_waited_for(workspace: Workspace) -> None:
+    os.mkfifo(workspace.path / "pipe")
+    done = workspace.selfcheck("--config", "pipe", timeout=10)
+    assert (done.code, "cannot be read" in done.out) == (UNKNOWN, True)
+    workspace.tool("start", "deploy")
+    (workspace.path / "bom.toml").write_bytes(b'\xef\xbb\xbfthreshold = "1h"\n')
+    assert workspace.selfcheck("--config", "bom.toml").code == OK

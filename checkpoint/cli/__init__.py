@@ -49,6 +49,8 @@ COMMANDS = {
     "pin": "admin:pin",
     "unpin": "admin:unpin",
     "schedule": "host:schedule",
+    "agents": "agents:agents",
+    "mcp": "mcp:mcp",
     "shell-init": "shell:shell_init",
     "session": "shell:session",
 }

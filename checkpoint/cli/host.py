@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from checkpoint._load import load
-from checkpoint.api import json_value
-from checkpoint.cli.options import Json, emit, say, seconds
+from checkpoint.api import Checkpoints, json_value
+from checkpoint.cli.options import AllowSecret, Json, emit, say, seconds
 from checkpoint.errors import SchedulerUnavailable, Usage
 from checkpoint.render import text
 
@@ -52,6 +52,7 @@ def install(
     if workspace.startswith("-"):  # `install -- OPTIONS`: what stands behind -- is not the workspace
         workspace, options = ".", [workspace, *(options or [])]
     _check_folder(workspace)
+    load("checkpoint.oncall:check_options")(options or ())
     parse, of_seconds = load("checkpoint.cron:parse"), load("checkpoint.cron:every")
     when = parse(cron) if cron is not None else of_seconds(seconds(every) or 600)
     if print_:
@@ -71,11 +72,13 @@ def add(
     command: Command = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Else made of the command.", show_default=False)] = None,
     with_: With = None,
+    allow_secret: AllowSecret = None,
     json: Json = False,
 ) -> None:
     """Have a command run in a workspace, each time as a run of its own."""
     _check_folder(workspace)
     when = load("checkpoint.cron:parse")(expression)
+    _screen(command, allow_secret)
     _told(abspath(workspace), [_schedules().add(workspace, when, command or (), name, with_)], json=json)
 
 
@@ -85,6 +88,7 @@ def set_(
     expressions: Annotated[str, typer.Argument(metavar='["EXPR", ...]', help="A JSON list.", show_default=False)],
     command: Command = None,
     with_: With = None,
+    allow_secret: AllowSecret = None,
     json: Json = False,
 ) -> None:
     """Make the commands of a workspace exactly these; others are removed."""
@@ -94,6 +98,7 @@ def set_(
         raise Usage('the expressions must be a JSON list of texts: \'["0 3 * * *", "@weekly"]\'')
     if items and not command:
         raise Usage("no command: write it behind --")
+    _screen(command, allow_secret)
     parse = load("checkpoint.cron:parse")
     entries = _schedules().replace(workspace, [parse(item) for item in items], command or (), with_)
     _told(abspath(workspace), entries, json=json)
@@ -138,6 +143,7 @@ def list_(
         nobody = {"workspace": None, "cron": None, "command": None, "installed": True}
         rows += [nobody | {"name": name, "scheduler": where} for where, name in schedules.strays()]
     _print(rows, ("workspace", "name", "cron", "scheduler", "installed"), json=json)
+    _tell_unreadable(schedules)
 
 
 @schedule.command()
@@ -162,6 +168,7 @@ def next(
 @schedule.command()
 def status(workspace: AnyWorkspace = None, json: Json = False) -> None:
     """When each runs next, when it last ran, and how that went, as its scheduler tells it."""
+    schedules = _schedules()
     rows = [
         {
             "workspace": stands.workspace,
@@ -173,15 +180,18 @@ def status(workspace: AnyWorkspace = None, json: Json = False) -> None:
             "result": stands.state.result,
             "detail": stands.state.detail,
         }
-        for stands in _schedules().status(workspace)
+        for stands in schedules.status(workspace)
     ]
     _print(rows, ("workspace", "name", "scheduler", "installed", "next", "last", "result", "detail"), json=json)
+    _tell_unreadable(schedules)
 
 
 @schedule.command()
 def sync(workspace: AnyWorkspace = None, json: Json = False) -> None:
     """Make this host agree with what is wanted, and say what differed."""
-    words = _schedules().sync(workspace)
+    schedules = _schedules()
+    words = schedules.sync(workspace)
+    _tell_unreadable(schedules)
     lines = [text.to_json({"difference": line}) if json else text.escape(line) for line in words]
     emit("".join(line + "\n" for line in lines), changed=bool(words))
 
@@ -224,6 +234,16 @@ def _schedules() -> Any:
     home = environ.get("HOME") or expanduser("~")
     state = environ.get("XDG_STATE_HOME") or join(home, ".local/state")
     return load("checkpoint.schedule:Schedules")(join(state, "checkpoint-tool/schedules"), home, environ)
+
+
+def _screen(command: list[str] | None, allow_secret: list[str] | None) -> None:
+    """A crontab and a unit are read by others, and kept in backups. Raises SecretFound."""
+    Checkpoints("memory:", allow_secrets=allow_secret or ()).screen({"command": command})
+
+
+def _tell_unreadable(schedules: Any) -> None:
+    for problem in schedules.unreadable:
+        say(f"checkpoint-tool: {problem.words} (try: {problem.mend})")
 
 
 def _check_folder(workspace: str) -> None:

@@ -289,10 +289,18 @@ def heartbeat(id: Id, token: Token = None, owner: OwnerName = None, json: Json =
     emit_view(run.view(), json=json)
 
 
-def release(id: Id, token: Token = None, owner: OwnerName = None, json: Json = False, store: Store = None) -> None:
+def release(
+    id: Id,
+    to: Annotated[str | None, typer.Option(metavar="AGENT", help="Who is to go on.", show_default=False)] = None,
+    token: Token = None,
+    owner: OwnerName = None,
+    allow_secret: AllowSecret = None,
+    json: Json = False,
+    store: Store = None,
+) -> None:
     """Give the lease back; the run stays unfinished, free to be resumed."""
-    run = open_workflow(id, store, owner, token)
-    run.release()
+    run = open_workflow(id, store, owner, token, allow_secret=allow_secret)
+    run.release(to=to)
     emit_view(run.view(), json=json)
 
 

@@ -25,8 +25,9 @@ def notice_subject(notice: Notice, host: str) -> str:
     return escape(f"CHECKPOINT {notice.severity.name} {host}: {', '.join(parts)}")
 
 
-def notice_lines(notice: Notice, *, places: bool) -> tuple[str, ...]:
-    """A notice in words, what has changed first. ``places``: with the store's, where there are several."""
+def notice_lines(notice: Notice) -> tuple[str, ...]:
+    """A notice in words, what has changed first; with the places of stores where it is about several."""
+    places = len({change.finding.store for change in (*notice.changes, *notice.still)}) > 1
     lines = [f"{change.event}: {finding_line(change.finding, place=places)}" for change in notice.changes]
     lines += [
         f"open since {model.clock(change.opened_at)}: {finding_line(change.finding, place=places)}" for change in notice.still

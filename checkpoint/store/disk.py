@@ -336,8 +336,8 @@ def append_line(path: str, line: bytes, *, unless: bytes | None = None) -> None:
 def publish(path: str, data: bytes, *, mode: int | None = None) -> None:
     """Replace a file that other programs read, whole and durable: they see the old one or the new one. Raises OSError.
 
-    ``mode``: None keeps that of the file that is there, and makes a new one 0600. A link in its place is replaced, not
-    followed; the folder is the user's own choice and may be one that others write to.
+    ``mode``: None keeps that of the file that is there, and makes a new one 0600. What is no regular file (a link, a pipe,
+    /dev/null) is left alone, with EINVAL; the folder is the user's own choice and may be one that others write to.
     """
     above, name = os.path.split(os.path.abspath(path))
     folder = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -345,7 +345,9 @@ def publish(path: str, data: bytes, *, mode: int | None = None) -> None:
     try:
         try:
             found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            kept = stat.S_IMODE(found.st_mode) & 0o666 if stat.S_ISREG(found.st_mode) else 0o600
+            if not stat.S_ISREG(found.st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
+            kept = stat.S_IMODE(found.st_mode) & 0o666
         except FileNotFoundError:
             kept = 0o600
         fd = os.open(temporary, _CREATE, 0o600, dir_fd=folder)

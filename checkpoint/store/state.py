@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -38,26 +38,41 @@ class Stamp(NamedTuple):
     period_s: int
 
 
+class Place(NamedTuple):
+    """Where a record is kept, and the folder that must be there for it, if any."""
+
+    path: str
+    within: str | None = None
+
+
+def record_place(state: str | None, roots: Sequence[str], stores: Sequence[str]) -> Place:
+    """``state`` if it is given; in the first workspace, which stays the same whatever stores come and go in it; else in the
+    first store."""
+    if state is not None:
+        return Place(os.path.abspath(state))
+    if roots:
+        root = os.path.abspath(os.path.expanduser(roots[0]))
+        return Place(os.path.join(root, "memory", STATE_FOLDER), root)
+    return Place(state_of(stores[0]), os.path.dirname(state_of(stores[0])))
+
+
 def state_of(store: str) -> str:
     """The state folder inside a store."""
     return os.path.join(os.path.abspath(os.path.expanduser(store)), STATE_FOLDER)
 
 
 class StateFolder:
-    """The folder ``path``, made 0700 where it is missing, but not the store around it. Raises StoreUnavailable.
+    """The folder ``path``, made 0700 where it is missing. Raises StoreUnavailable.
 
-    ``schema``: of what is kept in it.
+    ``schema``: of what is kept in it; ``within``: a folder that must be there, as a store, and is not ours to make.
     """
 
-    def __init__(self, path: str, schema: str = SCHEMA) -> None:
+    def __init__(self, path: str, schema: str = SCHEMA, *, within: str | None = None) -> None:
         self.path = path
         self._schema = schema
         with _errors(path):
-            above = os.path.dirname(os.path.abspath(path))
-            if os.path.basename(path) == STATE_FOLDER and not os.path.isdir(above):
-                raise StoreUnavailable(
-                    f"there is no store at {above}, so nothing can be remembered in it: --state names a folder"
-                )
+            if within is not None and not os.path.isdir(within):
+                raise StoreUnavailable(f"there is no {within}, so nothing can be remembered in it: --state names a folder")
             self.folder = Folder.make(os.path.abspath(path))
 
     @contextmanager
@@ -93,6 +108,17 @@ class StateFolder:
             except (ValueError, KeyError):
                 pass
             raise Damaged(f"{self.path}/{_STATE} is damaged", kind="digest")
+
+    @classmethod
+    def peek(cls, path: str, schema: str = SCHEMA) -> dict[str, Any] | None:
+        """What was written last, read without the lock and without making anything; None where nothing can be had."""
+        found = cls.__new__(cls)
+        found.path, found._schema = path, schema
+        try:
+            with Folder.open(os.path.abspath(path)) as found.folder:
+                return found.read()
+        except (CheckpointError, OSError):
+            return None
 
     def write(self, fields: Mapping[str, Any]) -> None:
         """Replace the state, whole and durable; only under the lock. Raises StoreUnavailable."""

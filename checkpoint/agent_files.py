@@ -1,0 +1,439 @@
+"""The rule and the start-up hooks in the files that agents read: put in, compared, taken out again, byte for byte.
+
+Whatever was there before is somebody else's. So a section stands between two markers, a hook is inserted into the text
+of a settings file and not written anew with it, and what taking them out must know (line ends and folders that came
+with them) is written beside them. Everything is decided before anything is written.
+"""
+
+import json
+import os
+import re
+import shlex
+import stat
+from collections.abc import Callable, Iterable, Mapping
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from checkpoint._load import data_path
+from checkpoint.codec import parse
+from checkpoint.errors import Conflict, InvalidTransition, StoreUnavailable, Usage
+
+LIMIT = 4 * 1024 * 1024
+"""Bytes of a file that is to be changed."""
+
+SKILL = "restart-safe-workflow"
+HOOK = "checkpoint-tool agents brief"
+"""How every start-up hook of ours begins."""
+
+_MARK = re.compile(rb"(BEGIN|END) checkpoint-tool rule")
+_BEGIN = re.compile(rb"(?m)^<!-- BEGIN checkpoint-tool rule \((new|[0-2])\) -->\r?$")
+_END = re.compile(rb"(?m)^<!-- END checkpoint-tool rule -->\r?$\n?")
+_FOOTER = re.compile(rb"<!-- written by checkpoint-tool agents install; changes are lost \(([0-9])\) -->\n\Z")
+
+
+class State(StrEnum):
+    """Of one file against what is to stand in it."""
+
+    CURRENT = "current"
+    OUTDATED = "outdated"
+    MISSING = "missing"
+
+
+class Change(NamedTuple):
+    """What is to become of one file. ``path``: below the folder; ``old`` and ``new``: None where there is no file;
+    ``mode``: its permissions; ``folders``: above it, to be made or removed with it."""
+
+    path: str
+    state: State
+    old: bytes | None
+    new: bytes | None
+    mode: int | None = None
+    folders: tuple[str, ...] = ()
+
+    @property
+    def changes(self) -> bool:
+        return self.old != self.new
+
+
+class _Part(NamedTuple):
+    """How one kind of file is written. ``put(path, old, command, folders made)``; ``take(path, old)`` gives what is left,
+    None for no file, and how many folders go with it."""
+
+    put: Callable[[str, bytes | None, str, int], bytes]
+    take: Callable[[str, bytes], tuple[bytes | None, int]]
+
+
+def plan(folder: str, targets: Iterable[str], store: str | None, *, remove: bool = False) -> list[Change]:
+    """What installing, or removing, changes in ``folder``; nothing is written.
+
+    Raises Usage (no such folder; a store that cannot be named), StoreUnavailable (a link, a folder, or a file that may
+    not be written, in the place of a file) and InvalidTransition (half a marker, no JSON, a file of somebody else's).
+    """
+    if not os.path.isdir(folder):
+        raise Usage(f"there is no folder {folder!r}: --dir names the one that the agent works in")
+    if store is not None and (not store.isprintable() or "`" in store or "-->" in store):
+        raise Usage("this --store cannot be written into a rule: give it a name without control characters and backquotes")
+    command = HOOK + (f" --store {shlex.quote(store)}" if store else "")
+    files = {path: part for target in targets for path, part in TARGETS[target].items()}
+    return [_change(folder, path, part, command, remove=remove) for path, part in files.items()]
+
+
+def apply(folder: str, changes: Iterable[Change]) -> None:
+    """Do what was planned, each file at once. Raises Conflict where a file was changed meanwhile, StoreUnavailable."""
+    for change in changes:
+        if not change.changes:
+            continue
+        path = os.path.join(folder, change.path)
+        if _read(folder, change.path)[0] != change.old:
+            raise Conflict(f"{path} was changed meanwhile: nothing is written to it", hint="checkpoint-tool agents install")
+        try:
+            if change.new is None:
+                os.unlink(path)
+                _remove_folders(folder, change.folders)
+            else:
+                _write(folder, change, change.new)
+        except OSError as error:
+            raise StoreUnavailable(f"{path} cannot be written: {error.strerror}", hint=_ls(path)) from error
+
+
+# --- files -------------------------------------------------------------------------------------------------------------
+
+
+def _change(folder: str, path: str, part: _Part, command: str, *, remove: bool) -> Change:
+    old, mode = _read(folder, path)
+    if old is None:
+        missing = _missing_folders(folder, path)
+        new = None if remove else part.put(path, None, command, len(missing))
+        if new is not None:
+            _check_room(folder, path, missing)
+        return Change(path, State.MISSING, None, new, None, missing)
+    left, made = part.take(path, old)
+    wanted = part.put(path, old, command, 0)
+    state = State.CURRENT if wanted == old else State.MISSING if left == old else State.OUTDATED
+    new = left if remove else wanted
+    folders = _above(path)[len(_above(path)) - made :] if new is None else ()
+    if new != old and not (mode or 0) & stat.S_IWUSR:
+        raise StoreUnavailable(f"{path} is read-only, and is left as it is", hint=f"chmod u+w {shlex.quote(path)}")
+    if new != old and not os.access(os.path.join(folder, path), os.W_OK):
+        raise StoreUnavailable(f"{path} may not be written by you", hint=_ls(os.path.join(folder, path)))
+    if new != old:
+        _check_room(folder, path, ())
+    return Change(path, state, old, new, mode, folders)
+
+
+def _check_room(folder: str, path: str, missing: tuple[str, ...]) -> None:
+    """Before anything is written anywhere: whether a file can be made where this one belongs."""
+    place = os.path.join(folder, os.path.dirname(missing[0] if missing else path))
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise StoreUnavailable(f"{path} cannot be written: its folder may not be written by you", hint=_ls(place))
+
+
+def _read(folder: str, path: str) -> tuple[bytes | None, int | None]:
+    """(the bytes of a file, its permissions), or (None, None) where there is none. Never through a link."""
+    for above in _above(path):
+        place = os.path.join(folder, above)
+        if os.path.islink(place) or (os.path.lexists(place) and not os.path.isdir(place)):
+            raise StoreUnavailable(f"{place} is no folder but a link or a file, and is not followed", hint=_ls(place))
+    place = os.path.join(folder, path)
+    try:
+        fd = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None, None
+    except OSError as error:
+        why = "is a symbolic link: name the folder of the file it points to with --dir" if os.path.islink(place) else ""
+        raise StoreUnavailable(f"{place} {why or 'cannot be read: ' + str(error.strerror)}", hint=_ls(place)) from error
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise StoreUnavailable(f"{place} is no file: move away what stands there", hint=_ls(place))
+        if status.st_nlink > 1:
+            raise StoreUnavailable(f"{place} has a second name (a hard link), which would stay as it is", hint=_ls(place))
+        data = b""
+        while len(data) <= LIMIT and (chunk := os.read(fd, 1 << 20)):
+            data += chunk
+    except OSError as error:
+        raise StoreUnavailable(f"{place} cannot be read: {error.strerror}", hint=_ls(place)) from error
+    finally:
+        os.close(fd)
+    if len(data) > LIMIT:
+        raise StoreUnavailable(f"{place} is larger than {LIMIT // 1024 // 1024} MiB", hint=_ls(place))
+    return data, stat.S_IMODE(status.st_mode)
+
+
+def _write(folder: str, change: Change, data: bytes) -> None:
+    path = os.path.join(folder, change.path)
+    made: list[str] = []
+    temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{os.urandom(6).hex()}.tmp")
+    try:
+        for above in change.folders:
+            os.mkdir(os.path.join(folder, above))
+            made.append(above)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        with os.fdopen(fd, "wb") as file:
+            if change.mode is not None:
+                before = os.stat(path, follow_symlinks=False)
+                if (before.st_uid, before.st_gid) != (os.fstat(fd).st_uid, os.fstat(fd).st_gid):
+                    os.fchown(fd, before.st_uid, before.st_gid)
+                os.fchmod(fd, change.mode)
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+        os.rename(temporary, path)
+    except BaseException:
+        if os.path.lexists(temporary):
+            os.unlink(temporary)
+        _remove_folders(folder, made)
+        raise
+
+
+def _above(path: str) -> tuple[str, ...]:
+    """The folders above ``path``, the outermost first."""
+    parts = path.split("/")[:-1]
+    return tuple("/".join(parts[: count + 1]) for count in range(len(parts)))
+
+
+def _missing_folders(folder: str, path: str) -> tuple[str, ...]:
+    return tuple(above for above in _above(path) if not os.path.lexists(os.path.join(folder, above)))
+
+
+def _remove_folders(folder: str, folders: Iterable[str]) -> None:
+    for above in sorted(folders, reverse=True):
+        try:
+            os.rmdir(os.path.join(folder, above))
+        except OSError:
+            return  # somebody keeps something in it by now
+
+
+def _ls(path: str) -> str:
+    return f"ls -ld {shlex.quote(path)}"
+
+
+# --- a section of a text file ------------------------------------------------------------------------------------------
+
+
+def _put_section(path: str, old: bytes | None, command: str, _folders: int) -> bytes:
+    def section(note: str, newline: bytes) -> bytes:
+        lines = f"<!-- BEGIN checkpoint-tool rule ({note}) -->\n{rule(command)}<!-- END checkpoint-tool rule -->\n"
+        return lines.encode().replace(b"\n", newline)
+
+    if old is None:
+        return section("new", b"\n")
+    found = _section(path, old)
+    first = old.find(b"\n")
+    newline = b"\r\n" if first > 0 and old[first - 1 : first] == b"\r" else b"\n"
+    if found is not None:
+        start, stop, note = found
+        return old[:start] + section(note, newline) + old[stop:]
+    before = 0 if not old else 1 if old.endswith(b"\n") else 2
+    return old + newline * before + section(str(before), newline)
+
+
+def _take_section(path: str, old: bytes) -> tuple[bytes | None, int]:
+    found = _section(path, old)
+    if found is None:
+        return old, 0
+    start, stop, note = found
+    before, after = old[:start], old[stop:]
+    if note == "new":
+        return (before + after) or None, 0
+    # Something was added behind it since: then the line before it keeps its end.
+    for _ in range(min(int(note), 1) if after else int(note)):
+        before = before.removesuffix(b"\r\n") if before.endswith(b"\r\n") else before.removesuffix(b"\n")
+    return before + after, 0
+
+
+def _section(path: str, old: bytes) -> tuple[int, int, str] | None:
+    """(where it begins, where it ends, what its marker notes), or None where there is none."""
+    try:
+        old.decode()
+    except UnicodeDecodeError:
+        raise InvalidTransition(f"{path} is not UTF-8 text, and is left as it is", hint=f"file {shlex.quote(path)}") from None
+    begins, ends = [*_BEGIN.finditer(old)], [*_END.finditer(old)]
+    if not _MARK.search(old):
+        return None
+    if len(begins) == len(ends) == 1 and len(_MARK.findall(old)) == 2 and begins[0].end() <= ends[0].start():
+        return begins[0].start(), ends[0].end(), begins[0][1].decode()
+    lines = [str(old.count(b"\n", 0, match.start()) + 1) for match in _MARK.finditer(old)]
+    raise InvalidTransition(
+        f"{path} holds markers of ours that do not belong together (line {', '.join(lines)}): where the rule begins and ends"
+        " cannot be told, so delete what is left of it",
+        hint=f"grep -n 'checkpoint-tool rule' {shlex.quote(path)}",
+    )
+
+
+def rule(command: str) -> str:
+    """The section "Restart-safe workflow rule", with the command that a session begins with."""
+    with open(data_path("agents/rule.md"), encoding="utf-8") as file:
+        return file.read().replace("@BRIEF@", command)
+
+
+# --- a file of our own -------------------------------------------------------------------------------------------------
+
+
+def _whole(template: str) -> _Part:
+    def put(path: str, old: bytes | None, command: str, folders: int) -> bytes:
+        if old is not None:
+            folders = _ours(path, old)
+        with open(data_path(f"agents/{template}"), encoding="utf-8") as file:
+            head = file.read()
+        footer = f"\n<!-- written by checkpoint-tool agents install; changes are lost ({folders}) -->\n"
+        return (head + rule(command) + footer).encode()
+
+    return _Part(put, lambda path, old: (None, _ours(path, old)))
+
+
+def _ours(path: str, old: bytes) -> int:
+    """How many folders were made for this file. Raises InvalidTransition for one that we have not written."""
+    footer = _FOOTER.search(old)
+    if footer is None:
+        raise InvalidTransition(
+            f"{path} is there and was not written by `agents install`: move it away, or install another target",
+            hint="checkpoint-tool agents install --help",
+        )
+    return int(footer[1])
+
+
+# --- a start-up hook in a JSON file ------------------------------------------------------------------------------------
+
+
+def _put_hook(path: str, old: bytes | None, command: str, folders: int) -> bytes:
+    entry = {"type": "command", "command": f"{command} --hook", "timeout": 10}
+    if old is None:
+        # Nothing but spaces can be noted in JSON: a line end more for each folder that is made.
+        return _new_hook_file(entry, folders)
+    text, data = _settings(path, old)
+    found = _our_hooks(data)
+    if found == [entry]:
+        return old
+    if found:
+        left, made = _take_hook(path, old)
+        if left is None:
+            return _new_hook_file(entry, made)
+        text, data = _settings(path, left)
+    newline = "\r\n" if "\r\n" in text else "\n"
+    start = text.index("{")
+    hooks = _member(text, start, "hooks")
+    groups = None if hooks is None else _member(text, hooks, "SessionStart")
+    place, value, fragment = start, data, f'  "hooks": {{"SessionStart": [{_group(entry)}]}}'
+    if hooks is not None and groups is None:
+        place, value, fragment = hooks, data["hooks"], f'    "SessionStart": [{_group(entry)}]'
+    elif groups is not None:
+        place, value, fragment = groups, data["hooks"]["SessionStart"], f"      {_group(entry)}"
+    inserted = newline + fragment + ("," if value else newline)
+    return (text[: place + 1] + inserted + text[place + 1 :]).encode()
+
+
+def _take_hook(path: str, old: bytes) -> tuple[bytes | None, int]:
+    text, data = _settings(path, old)
+    found = _our_hooks(data)
+    if not found:
+        return old, 0
+    ends = len(text) - len(text.rstrip("\n"))
+    if len(found) == 1:
+        if ends and old == _new_hook_file(found[0], ends - 1):
+            return None, ends - 1
+        group = _group(found[0])
+        for fragment in (f'  "hooks": {{"SessionStart": [{group}]}}', f'    "SessionStart": [{group}]', f"      {group}"):
+            for newline in ("\r\n", "\n"):
+                for behind in (",", newline):
+                    inserted = newline + fragment + behind
+                    left = text.replace(inserted, "")
+                    if text.count(inserted) == 1 and _is_without(left):
+                        return left.encode(), 0
+    # Somebody has laid the file out anew since: what we put in is taken out of what it means.
+    indent = re.search(r"\n([ \t]+)\"", text)
+    laid = json.dumps(_without_ours(data), indent=indent[1] if indent else None, ensure_ascii="\\u" in text)
+    return (laid + "\n" * min(ends, 1)).encode(), 0
+
+
+def _settings(path: str, old: bytes) -> tuple[str, dict[str, Any]]:
+    """(the text, what it means). Raises InvalidTransition for what is no settings file with hooks as documented."""
+    hint = f"python3 -m json.tool {shlex.quote(path)}"
+    try:
+        text = old.decode()
+        data = parse(text)
+    except ValueError as error:
+        raise InvalidTransition(f"{path} is no valid JSON, and is left as it is: {error}", hint=hint) from None
+    hooks = data.get("hooks", {}) if isinstance(data, dict) else None
+    groups = hooks.get("SessionStart", []) if isinstance(hooks, dict) else None
+    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+        raise InvalidTransition(f"{path} holds no hooks as they are documented, and is left as it is", hint=hint)
+    return text, data
+
+
+def _our_hooks(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    groups = data.get("hooks", {}).get("SessionStart", [])
+    return [entry for group in groups for entry in _entries(group) if _is_ours(entry)]
+
+
+def _entries(group: Mapping[str, Any]) -> list[Any]:
+    entries = group.get("hooks")
+    return entries if isinstance(entries, list) else []
+
+
+def _is_ours(entry: Any) -> bool:
+    return isinstance(entry, dict) and str(entry.get("command", "")).startswith(HOOK)
+
+
+def _is_without(text: str) -> bool:
+    try:
+        return not _our_hooks(parse(text))
+    except ValueError:
+        return False
+
+
+def _without_ours(data: Mapping[str, Any]) -> dict[str, Any]:
+    left = []
+    for group in data["hooks"]["SessionStart"]:
+        entries = [entry for entry in _entries(group) if not _is_ours(entry)]
+        if len(entries) == len(_entries(group)):
+            left.append(group)
+        elif entries:
+            left.append({**group, "hooks": entries})
+    hooks = {**data["hooks"], "SessionStart": left}
+    if not left:
+        del hooks["SessionStart"]
+    return {key: hooks if key == "hooks" else value for key, value in data.items() if key != "hooks" or hooks}
+
+
+def _group(entry: Mapping[str, Any]) -> str:
+    return json.dumps({"hooks": [entry]}, ensure_ascii=False)
+
+
+def _new_hook_file(entry: Mapping[str, Any], folders: int) -> bytes:
+    return (json.dumps({"hooks": {"SessionStart": [{"hooks": [entry]}]}}, indent=1) + "\n" * (folders + 1)).encode()
+
+
+def _member(text: str, start: int, name: str) -> int | None:
+    """Where the value of a member begins, in the object that begins at ``start`` of a valid JSON text."""
+    decoder = json.JSONDecoder()
+    place = _solid(text, start + 1)
+    while text[place] != "}":
+        key, place = decoder.raw_decode(text, place)
+        place = _solid(text, _solid(text, place) + 1)
+        if key == name:
+            return place
+        place = _solid(text, decoder.raw_decode(text, place)[1])
+        if text[place] == ",":
+            place = _solid(text, place + 1)
+    return None
+
+
+def _solid(text: str, place: int) -> int:
+    while text[place] in " \t\r\n":
+        place += 1
+    return place
+
+
+_SECTION = _Part(_put_section, _take_section)
+_HOOK_FILE = _Part(_put_hook, _take_hook)
+
+TARGETS: dict[str, dict[str, _Part]] = {
+    "agents-md": {"AGENTS.md": _SECTION},
+    "claude": {"CLAUDE.md": _SECTION, ".claude/settings.json": _HOOK_FILE},
+    "codex": {"AGENTS.md": _SECTION, ".codex/hooks.json": _HOOK_FILE},
+    "cursor": {f".cursor/rules/{SKILL}.mdc": _whole("cursor.mdc")},
+    "openclaw": {"AGENTS.md": _SECTION, f"skills/{SKILL}/SKILL.md": _whole("skill.md")},
+    "skill": {f".agents/skills/{SKILL}/SKILL.md": _whole("skill.md")},
+}
+"""Target -> the files that the agent's documentation names (docs/agents.md says which document)."""
