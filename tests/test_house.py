@@ -199,6 +199,16 @@ def test_the_demo(workspace: Workspace) -> None:
     assert "Everything that had ended ran exactly once." in done.out
 
 
+def test_the_drill(workspace: Workspace) -> None:
+    if (BIN / "checkpoint-tool") != ROOT / ".venv" / "bin" / "checkpoint-tool":
+        lacking("the drill uses the .venv of this checkout")
+    done = workspace.run(str(ROOT / "scripts" / "drill"), "--seed", "7", timeout=300)
+    assert (done.code, done.out.count("| 12 of 12 |")) == (0, 1), done
+    assert "| sessions killed | 20 |" in done.out
+    if os.geteuid() == 0:
+        assert "| reboots | 2 |" in done.out
+
+
 def test_the_session_of_the_readme(workspace: Workspace) -> None:
     session = re.findall(r"^    \$ (checkpoint-\S+.*)$", README, re.MULTILINE)
     assert len(session) == 10
