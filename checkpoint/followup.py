@@ -58,19 +58,12 @@ class Followed(NamedTuple):
     events: tuple[Mapping[str, Any], ...]
 
 
-def follow(
-    report: Report,
-    settings: Settings,
-    environ: Mapping[str, str],
-    took_s: Callable[[], float],
-    say: Say,
-    material: Callable[[], Material],
-) -> Followed:
-    """Everything after the check itself. Raises nothing: what fails in here is a finding of the report."""
-    return _FollowUp(report, settings, environ, took_s, say, material).run()
+class FollowUp:
+    """Everything after the check itself. What fails in here is a finding of the report.
 
+    ``took_s``: seconds since the check began; ``say``: a line for people; ``material``: asked for only if there is a page.
+    """
 
-class _FollowUp:
     def __init__(
         self,
         report: Report,
@@ -94,6 +87,7 @@ class _FollowUp:
         self._notice_id = secrets.token_hex(16)
 
     def run(self) -> Followed:
+        """Raises nothing."""
         try:
             folder = StateFolder(self._place, within=self._settings.place.within)
             with folder.locked():

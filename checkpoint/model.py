@@ -330,6 +330,8 @@ def standing(
     a step whose process nobody knows, begun by a script that is gone."""
     owner = owner_state(checkpoint.lease, liveness(checkpoint.lease), now)
     steps = [step for step in checkpoint.steps if step.status is StepStatus.BEGUN]
+    if not steps:
+        return Standing(owner)
     left = frozenset(
         step.name
         for step in steps

@@ -128,12 +128,11 @@ def judge(checkpoint: Checkpoint, standing: Standing, now: datetime, policy: Pol
     """
     if not checkpoint.unfinished:
         return None
-    next_step = model.next_step(checkpoint)
-    doubtful = model.in_doubt(checkpoint, standing)
     idle_s = (now - checkpoint.progress_at).total_seconds()
     age_s = int(idle_s)
 
     def finding(severity: Severity, reason: Reason, detail: str, *, age: int | None = age_s) -> Finding:
+        next_step = model.next_step(checkpoint)
         return Finding(
             severity,
             reason,
@@ -144,26 +143,22 @@ def judge(checkpoint: Checkpoint, standing: Standing, now: datetime, policy: Pol
             progress_at=checkpoint.progress_at,
             owner=checkpoint.lease.owner if checkpoint.lease else None,
             next=next_step.name if next_step else None,
-            in_doubt=doubtful,
+            in_doubt=model.in_doubt(checkpoint, standing),
         )
 
-    latest_name, latest = max(
-        ("created_at", checkpoint.created_at),
-        ("updated_at", checkpoint.updated_at),
-        ("progress_at", checkpoint.progress_at),
-        ("heartbeat_at", checkpoint.heartbeat_at),
-        key=lambda item: item[1],
-    )
+    latest = max(checkpoint.created_at, checkpoint.updated_at, checkpoint.progress_at, checkpoint.heartbeat_at)
     severity = Severity.CRITICAL if idle_s >= policy.critical_s else Severity.WARNING
     if model.is_expired(checkpoint, now):
         assert checkpoint.expires_at is not None
         return finding(severity, Reason.EXPIRED, f"unfinished, and expired at {model.clock(checkpoint.expires_at)}")
     if latest > now + timedelta(seconds=policy.skew_s):
+        dates = ("created_at", "updated_at", "progress_at", "heartbeat_at")
+        latest_name = next(name for name in dates if getattr(checkpoint, name) == latest)
         detail = f"{latest_name} lies in the future ({model.clock(latest)}): a clock is or was wrong"
         return finding(severity, Reason.CLOCK, detail, age=age_s if age_s >= 0 else None)
     if idle_s <= (checkpoint.stale_after_s or policy.threshold_s):
         return None
-    reason, detail = _reason(checkpoint, standing, doubtful)
+    reason, detail = _reason(checkpoint, standing, model.in_doubt(checkpoint, standing))
     return finding(severity, reason, detail)
 
 

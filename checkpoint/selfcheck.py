@@ -75,9 +75,10 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     events: Sequence[Mapping[str, Any]] = ()
     if recorded:
         settings = load("checkpoint.oncall:settings")(options, stores)
-        report, events = load("checkpoint.followup:follow")(
+        follow_up = load("checkpoint.followup:FollowUp")(
             report, settings, environ, lambda: time.monotonic() - began, _say, lambda: _material(report)
         )
+        report, events = follow_up.run()
     if options.log is not None:
         try:
             append_line(options.log, _log_lines(report, events, time.monotonic() - began))

@@ -136,10 +136,11 @@ class Folder:
 
         Raises FileNotFoundError, OSError, and Damaged (of a kind that names what stands there instead).
         """
-        fd = self._open(name)
+        fd, size = self._open(name)
         try:
-            data = b""
-            while len(data) <= RECORD_LIMIT and (chunk := os.read(fd, 1 << 20 if data else 1 << 16)):
+            # Whole with the first read, as a rule: nothing of ours is ever written in place.
+            data = os.read(fd, size + 1)
+            while len(data) != size and (chunk := os.read(fd, 1 << 20)) and len(data) <= RECORD_LIMIT:
                 data += chunk
         finally:
             os.close(fd)
@@ -149,7 +150,7 @@ class Folder:
 
     def sync(self, name: str) -> None:
         """Make an existing file and its entry durable: before an answer drawn from it is given."""
-        fd = self._open(name)
+        fd, _ = self._open(name)
         try:
             _flush(fd)
         finally:
@@ -169,11 +170,7 @@ class Folder:
         try:
             try:
                 os.fchmod(fd, 0o600)
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(fd, view) :]
-                # Never tried twice: after a failed fsync the kernel drops the dirty pages and the next one succeeds.
-                _flush(fd)
+                _fill(fd, data)
             finally:
                 os.close(fd)
             os.rename(temporary, name, src_dir_fd=self.fd, dst_dir_fd=target.fd)
@@ -221,7 +218,8 @@ class Folder:
         except OSError:
             pass  # left for the next write of the same id, which looks for it
 
-    def _open(self, name: str) -> int:
+    def _open(self, name: str) -> tuple[int, int]:
+        """(descriptor, size)"""
         try:
             fd = os.open(name, _READ, dir_fd=self.fd)
         except OSError as error:
@@ -243,7 +241,7 @@ class Folder:
         except BaseException:
             os.close(fd)
             raise
-        return fd
+        return fd, status.st_size
 
 
 class LockFile:
@@ -354,10 +352,7 @@ def publish(path: str, data: bytes, *, mode: int | None = None) -> None:
         try:
             try:
                 os.fchmod(fd, kept if mode is None else mode)
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(fd, view) :]
-                _flush(fd)
+                _fill(fd, data)
             finally:
                 os.close(fd)
             os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
@@ -414,6 +409,14 @@ def _close_quietly(fd: int) -> None:
         os.close(fd)
     except OSError:
         pass
+
+
+def _fill(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+    # Never tried twice: after a failed fsync the kernel drops the dirty pages and the next one succeeds.
+    _flush(fd)
 
 
 def _flush(fd: int) -> None:
