@@ -1259,3 +1259,10 @@ def test_one_damaged_record_hides_no_other(host: Host) -> None:
     doctor = host.schedule("doctor")
     assert doctor.code == 18
     assert "state.json.bad && checkpoint-tool schedule install" in doctor.out
+
+
+def test_a_folder_that_no_unit_can_name_is_refused(host: Host) -> None:
+    """At the end of a line systemd takes a backslash for its continuation."""
+    (host.path / "end\\").mkdir()
+    done = host.schedule("install", "end\\", "--print", "--with", "systemd")
+    assert (done.code, "rename the folder" in done.err) == (2, True)
