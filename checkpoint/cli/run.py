@@ -1,4 +1,4 @@
-"""The verbs around a command: run, exec, status; and begin and end, by which the shell functions wrap what is none."""
+"""The verbs around a command: run, exec, status."""
 
 from os import environ
 from os.path import abspath, expanduser
@@ -21,17 +21,15 @@ from checkpoint.cli.options import (
     say,
     seconds,
 )
+from checkpoint.cli.step import Add, Once, StepName
 from checkpoint.command import TAIL, Command, Ran, run_alone, run_step
 from checkpoint.config import STORE_VARIABLE
-from checkpoint.errors import CheckpointError, InvalidTransition, Locked, Usage
-from checkpoint.model import DONE, Outcome, RunState, StepStatus
+from checkpoint.errors import CheckpointError, Locked, Usage
+from checkpoint.model import RunState, StepStatus
 from checkpoint.process import own_pid
 from checkpoint.render import text
 
-StepName = Annotated[str, typer.Argument(metavar="STEP", help="Name of the step.", show_default=False)]
 Argv = Annotated[list[str] | None, typer.Argument(metavar="-- COMMAND...", help="The command.", show_default=False)]
-Once = Annotated[bool, typer.Option("--once", help="Must not be repeated blindly.")]
-Add = Annotated[bool, typer.Option("--add", help="Append the step if the plan has none of that name.")]
 Timeout = Annotated[
     str | None, typer.Option(metavar="D", help="End it after that: SIGTERM, 5 s later SIGKILL; exit 124.", show_default=False)
 ]
@@ -136,71 +134,6 @@ def status(
     line = text.to_json(text.status_document(checkpoint, state)) if json else text.status_line(checkpoint, state)
     emit(line + "\n", changed=False)
     return STATUS_CODES[state]
-
-
-def begin(
-    id: Id,
-    step: StepName,
-    once: Once = False,
-    add: Add = False,
-    ask: Annotated[bool, typer.Option("--ask", help="In doubt: say so, and do not begin.")] = False,
-    absent: Annotated[bool, typer.Option("--absent", help="In doubt, and its effect was seen not to be in place.")] = False,
-    token: Token = None,
-    owner: OwnerName = None,
-    json: Json = False,
-    store: Store = None,
-) -> None:
-    """Begin a step, unless it is done already. Prints begun, done, or with --ask in_doubt."""
-    workflow = open_workflow(id, store, owner, token)
-    stored = workflow.checkpoint.step(step)
-    begun = stored is not None and stored.status is StepStatus.BEGUN
-    if stored is not None and stored.status in DONE:
-        workflow.done(step)
-        answer = "done"
-    elif begun and ask:
-        answer = "in_doubt"
-    else:
-        if begun and absent:
-            workflow.end(step, Outcome(in_place=False, error="its effect is not in place"))
-        answer = "begun"
-        try:
-            workflow.begin(step, once=once, add=add)
-        except InvalidTransition:
-            if workflow.done(step) is None:
-                raise
-            answer = "done"  # by somebody else, since we looked
-    emit((text.to_json({"answer": answer}) if json else answer) + "\n", changed=answer == "begun")
-
-
-def end(
-    id: Id,
-    step: StepName,
-    exit_code: Annotated[int | None, typer.Option(metavar="N", help="How it ended.", show_default=False)] = None,
-    in_place: Annotated[bool, typer.Option("--in-place", help="Its effect was seen to be in place.")] = False,
-    absent: Annotated[bool, typer.Option("--absent", help="Its effect was seen not to be in place.")] = False,
-    unseen: Annotated[bool, typer.Option("--unseen", help="Its effect could not be looked at.")] = False,
-    token: Token = None,
-    owner: OwnerName = None,
-    json: Json = False,
-    store: Store = None,
-) -> None:
-    """End a step by its exit status: completed, failed, or (once, and not successful) in doubt. Prints which."""
-    if in_place + absent + unseen > 1:
-        raise Usage("--in-place, --absent and --unseen exclude each other")
-    if exit_code is None and not (in_place or absent):
-        raise Usage("say how it ended: --exit-code N, --in-place or --absent")
-    if exit_code is not None and not 0 <= exit_code <= 255:
-        raise Usage("--exit-code must be from 0 to 255")
-    error = f"exit status {exit_code}" if exit_code else None
-    if (absent or unseen) and not exit_code:
-        error = "its effect is not in place" if absent else "exit status 0, but its effect could not be looked at"
-    workflow = open_workflow(id, store, owner, token)
-    seen = True if in_place else False if absent else None
-    workflow.end(step, Outcome(exit_code=exit_code, in_place=seen, error=error))
-    ended = workflow.checkpoint.step(step)
-    assert ended is not None
-    answer = "in_doubt" if ended.status is StepStatus.BEGUN else str(ended.status)
-    emit((text.to_json({"answer": answer}) if json else answer) + "\n", changed=True)
 
 
 def _told(ran: Ran, what: str, *, json: bool) -> int:
