@@ -6,7 +6,7 @@ import argparse
 import secrets
 from collections.abc import Mapping, Sequence
 from os import uname
-from os.path import abspath, expanduser, isdir
+from os.path import abspath, dirname, expanduser, isdir, isfile, join
 from typing import Any
 
 from checkpoint import incident, notify, process
@@ -19,7 +19,7 @@ from checkpoint.render import notice as words
 from checkpoint.render import text
 from checkpoint.selfcheck import PROGRAM, Parser, add_places, configured, parser, plain_help, seconds, stores_of
 from checkpoint.store import utc_now
-from checkpoint.store.state import StateFolder, record_place
+from checkpoint.store.state import STATE_FOLDER, StateFolder, last_run, record_place
 
 _ABOUT = {
     "ack": "Say that somebody has an incident in hand: nothing is told of it until the time is over or the checkpoint moves.",
@@ -58,7 +58,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     try:
         if verb == "test-notify":
             return _test(options, environ)
-        place = record_place(options.state, options.root, stores_of(options, environ)).path
+        place = _kept_at(options, environ)
         if verb == "incidents":
             _list(_ledger(place), as_json=options.json, every=options.all)
         else:
@@ -69,6 +69,18 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         )
         return 3
     return 0
+
+
+def _kept_at(options: argparse.Namespace, environ: Mapping[str, str]) -> str:
+    """Where the check that runs here keeps its record: of the store, or of the workspace that the store is in."""
+    stores = stores_of(options, environ)
+    place = record_place(options.state, options.root, stores).path
+    if options.state or options.root:
+        return place
+    around = join(dirname(dirname(place)), STATE_FOLDER)
+    kept = [one for one in (place, around) if isfile(join(one, "state.json"))]
+    # Where both are, one of them belongs to a check that runs no more.
+    return max(kept, key=lambda one: stamp.at.timestamp() if (stamp := last_run(one)) else 0.0, default=place)
 
 
 def _parser(verb: str) -> Parser:

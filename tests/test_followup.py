@@ -769,6 +769,7 @@ def test_the_record_of_a_workspace_stays_where_it_is(workspace: Workspace) -> No
         check(workspace, *root)
     assert events(workspace) == [("opened", "deploy")]
     assert "silenced by ann" in workspace.selfcheck("incidents", *root).out
+    assert "silenced by ann" in workspace.selfcheck("incidents").out, "also without saying which: it stands in the workspace"
     assert workspace.selfcheck("--check-monitor", "25m", *root).code == OK
 
 
