@@ -118,6 +118,12 @@ def lacking(reason: str) -> None:
     pytest.skip(reason)
 
 
+def unable(reason: str) -> None:
+    """Skip for want of what no package can give, such as namespaces of its own in a container: also where all else is
+    required."""
+    pytest.skip(reason)
+
+
 def need_program(name: str) -> str:
     path = shutil.which(name)
     if path is None:

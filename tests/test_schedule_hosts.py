@@ -18,7 +18,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from conftest import ROOT, TOOL, Result, Workspace, lacking, need_program, need_root
+from conftest import ROOT, TOOL, Result, Workspace, need_program, need_root, unable
 
 HARNESS = Path(__file__).resolve().parent / "harness"
 NAMESPACES = {
@@ -63,7 +63,7 @@ class Machine:
             self.env["XDG_RUNTIME_DIR"] = "/run/user/0"
         if not self.init:
             self.close()
-            lacking(f"{script} does not come up here")
+            unable(f"{script} does not come up here: it wants to make namespaces, and for systemd a cgroup")
 
     def close(self) -> None:
         assert self.process.stdin is not None
