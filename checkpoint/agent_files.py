@@ -67,7 +67,8 @@ def plan(folder: str, targets: Iterable[str], store: str | None, *, remove: bool
     """What installing, or removing, changes in ``folder``; nothing is written.
 
     Raises Usage (no such folder; a store that cannot be named), StoreUnavailable (a link, a folder, or a file that may
-    not be written, in the place of a file) and InvalidTransition (half a marker, no JSON, a file of somebody else's).
+    not be written, in the place of a file) and InvalidTransition (half a marker, no JSON, a lone carriage return at
+    the end, a file of somebody else's).
     """
     if not os.path.isdir(folder):
         raise Usage(f"there is no folder {folder!r}: --dir names the one that the agent works in")
@@ -224,6 +225,9 @@ def _put_section(path: str, old: bytes | None, command: str, _folders: int) -> b
     if found is not None:
         start, stop, note = found
         return old[:start] + section(note, newline) + old[stop:]
+    if old.endswith(b"\r"):
+        # With the line end that is put behind it, it would be one line end, and could not be given back.
+        raise InvalidTransition(f"{path} ends in a lone carriage return: end its last line", hint=f"file {shlex.quote(path)}")
     before = 0 if not old else 1 if old.endswith(b"\n") else 2
     return old + newline * before + section(str(before), newline)
 
@@ -264,7 +268,11 @@ def _section(path: str, old: bytes) -> tuple[int, int, str] | None:
 def rule(command: str) -> str:
     """The section "Restart-safe workflow rule", with the command that a session begins with."""
     with open(data_path("agents/rule.md"), encoding="utf-8") as file:
-        return file.read().replace("@BRIEF@", command)
+        text = file.read()
+    store = command.removeprefix(HOOK).strip()
+    # What is begun without it would be kept elsewhere, and no later session would find it.
+    all_of_them = f"   Every `checkpoint-tool` command here takes `{store}` as well.\n" if store else ""
+    return text.replace("\n2. ", f"\n{all_of_them}2. ", 1).replace("@BRIEF@", command)
 
 
 # --- a file of our own -------------------------------------------------------------------------------------------------

@@ -209,7 +209,12 @@ def commands(item: Unfinished, caller: Caller) -> list[tuple[str, str]]:
         typed.append((f"checkpoint-tool run {item.id} {step}{tail} -- COMMAND", "the next step as a command; or by hand:"))
         typed.append((f"checkpoint-tool update {name} --begin {step}", "before it"))
         typed.append((f"checkpoint-tool update {name} --complete {step}", "after it"))
-    typed.append((f"checkpoint-tool complete {name}", "when every step is done"))
+    if item.steps == 0:
+        run = f"checkpoint-tool run {item.id} NEW-STEP{tail} -- COMMAND"
+        typed.append((run, "its plan is open and has no step yet: each that is run becomes one; its note may say more"))
+        typed.append((f"checkpoint-tool show {item.id}{_store(caller)}", "all that is known of it"))
+    else:
+        typed.append((f"checkpoint-tool complete {name}", "when every step is done"))
     typed.append((f"checkpoint-tool release {name} --to AGENT", "or hand it over"))
     if any(" STEP" in command for command, _ in typed):
         typed.append((f"checkpoint-tool show {item.id}{_store(caller)}", "what STEP may be"))

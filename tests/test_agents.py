@@ -698,3 +698,35 @@ def test_the_fields_of_the_json_are_those_of_the_document(workspace: Workspace) 
     text = (ROOT / "docs" / "agents.md").read_text()
     for name in {*told, *told["checkpoints"][0], *told["checkpoints"][0]["commands"][0], *told["checkpoints"][0]["note"]}:
         assert re.search(rf"`{name}(\[\])?`", text), name
+
+
+def test_a_store_that_is_named_is_for_every_command_of_the_rule(workspace: Workspace) -> None:
+    assert workspace.tool("agents", "install", "--store", "./state").code == 0
+    text = (workspace.path / "AGENTS.md").read_text()
+    assert "Every `checkpoint-tool` command here takes `--store ./state` as well." in text
+    assert workspace.tool("agents", "install", "--store", "./state", "--check").code == 0
+    assert workspace.tool("agents", "install", "--remove", "--store", "./state").code == 0
+    assert not (workspace.path / "AGENTS.md").exists()
+
+
+@pytest.mark.parametrize("text", [b"a\nb\r", b"a\rb\r", b"\r"])
+def test_a_lone_carriage_return_at_the_end_is_refused(workspace: Workspace, text: bytes) -> None:
+    path = workspace.path / "AGENTS.md"
+    path.write_bytes(text)
+    refused = workspace.tool("agents", "install")
+    assert (refused.code, "carriage return" in refused.err) == (15, True)
+    assert path.read_bytes() == text
+
+
+def test_an_open_plan_without_a_step_is_not_called_done(workspace: Workspace) -> None:
+    workspace.tool("start", "o", "--owner", "x", "--note", "todo: migrate")
+    workspace.tool("release", "o", "--owner", "x")
+    brief = workspace.tool("agents", "brief", "--owner", "y").out
+    assert "checkpoint-tool complete o" not in brief
+    assert "checkpoint-tool run o NEW-STEP --owner y -- COMMAND" in brief
+    assert workspace.tool("run", "o", "new-step", "--owner", "y", "--", "true").code == 0
+
+
+def test_a_name_that_is_too_long_to_be_shown_is_refused(workspace: Workspace) -> None:
+    for option in ("--agent", "--owner"):
+        assert workspace.tool("agents", "brief", option, "c" * 300).code == 2

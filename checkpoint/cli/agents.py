@@ -15,7 +15,7 @@ import typer
 from checkpoint._load import load
 from checkpoint.api import json_object
 from checkpoint.api import owner as make_owner
-from checkpoint.cli.options import Agent, Json, OwnerName, Store, emit, say
+from checkpoint.cli.options import Agent, Json, Store, emit, say
 from checkpoint.config import store_path
 from checkpoint.errors import Conflict, NotFound, Usage
 from checkpoint.render import text
@@ -35,7 +35,10 @@ _SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 @agents.command()
 def brief(
     agent: Agent = None,
-    owner: OwnerName = None,
+    owner: Annotated[
+        str | None,
+        typer.Option("--owner", metavar="NAME", help="Who asks. [$CHECKPOINT_OWNER, else a new name]", show_default=False),
+    ] = None,
     max_bytes: Annotated[int, typer.Option("--max-bytes", metavar="N", help="Of the output, at most.")] = 4000,
     hook: Annotated[bool, typer.Option("--hook", help="Take the session's id from what a hook is given on stdin.")] = False,
     json: Json = False,
@@ -49,6 +52,8 @@ def brief(
     for value, what in ((agent, "--agent"), (owner, "--owner"), (store, "--store")):
         if value is not None and not value.isprintable():
             raise Usage(f"{what} holds control characters, and has to be shown in commands")
+        if value is not None and len(value) > 256 and what != "--store":
+            raise Usage(f"{what} is longer than 256 characters, and has to be shown in commands")
     given = environ.get("CHECKPOINT_OWNER") or None
     name = owner or given or (_session() if hook else None) or f"agent-{uuid.uuid4().hex[:8]}"
     place = store_path(store, environ)
