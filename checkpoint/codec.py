@@ -363,6 +363,7 @@ def _check_seal(fields: dict[str, Any], raw: bytes, id: str) -> None:
 _Reader = Callable[[Any, _Path], Any]
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)?")
+_is_time = _TIME.fullmatch
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -373,10 +374,14 @@ def _text(value: Any, path: _Path) -> str:
 
 
 def _matching(pattern: re.Pattern[str], what: str) -> _Reader:
+    fits = pattern.fullmatch
+
     def read(value: Any, path: _Path) -> str:
-        if not pattern.fullmatch(_text(value, path)):
-            raise _Invalid(path, f"must be {what}")
-        return str(value)
+        if not isinstance(value, str):
+            _text(value, path)
+        elif fits(value):
+            return value
+        raise _Invalid(path, f"must be {what}")
 
     return read
 
@@ -397,7 +402,7 @@ def _whole(least: int) -> _Reader:
 
 
 def _time(value: Any, path: _Path) -> datetime:
-    match = _TIME.fullmatch(_text(value, path))
+    match = _is_time(value if isinstance(value, str) else _text(value, path))
     if match is None:
         raise _Invalid(path, "must be a date and time as in RFC 3339", "date")
     if match[2] is None:
