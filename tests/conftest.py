@@ -6,10 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import proof
 import pytest
 from hypothesis import settings
 
@@ -145,3 +147,43 @@ def powerless() -> tuple[str, ...]:
     if os.geteuid() != 0:
         return ()
     return (need_program("setpriv"), "--bounding-set=-all", "--inh-caps=-all")
+
+
+# --- the proof: what all methods tried, added up (see proof.py) --------------------------------------------------------
+
+_took: dict[str, float] = {}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # the workers of xdist add to the file of the process that started them
+        fd, os.environ[proof.TALLY] = tempfile.mkstemp(prefix="proof-")
+        os.close(fd)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _took[report.nodeid] = _took.get(report.nodeid, 0) + report.duration
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workerinput"):
+        return
+    tally = Path(os.environ.pop(proof.TALLY))
+    methods = os.environ.get("CHECKPOINT_PROVE_METHODS", "").split(",")
+    chosen = [name for name in proof.METHODS if name in methods or methods == [""]]
+    summary, low = proof.table(proof.lines(tally), _took, chosen)
+    tally.unlink()
+    session.config.stash[_PROOF] = summary, low
+    if low and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+_PROOF = pytest.StashKey[tuple[str, list[str]]]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    summary, low = config.stash.get(_PROOF, ("", []))
+    if summary.count("\n") > 1:
+        terminalreporter.section("proof")
+        terminalreporter.write_line(summary)
+    if low:
+        terminalreporter.write_line(f"\nbelow the floor: {', '.join(low)}", red=True)
