@@ -3,14 +3,18 @@
 import hashlib
 import itertools
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import lean
 import pytest
 import sweep
 from conftest import Workspace
-from sweep import Call, Ended
+from lean import Ended
+from proof import WHOLE, tried
+from sweep import Call
 
 from checkpoint import Checkpoints, owner
 from checkpoint.errors import Locked
@@ -36,37 +40,74 @@ ERRORS = {
     "close": "EIO EDQUOT EINTR",
 }
 
-_CLAIMED = ("token", "revision", "lease", "notes", "heartbeat_at")
-
 # An error here may be passed over only where it is no error (EINTR): the answer would rest on what was not done.
 MUST_HOLD = ("write", "pwrite64", "fsync", "rename", "renameat", "renameat2", "flock")
 
 
 class Case(NamedTuple):
-    """A verb, and what is done in a fresh workspace before it."""
+    """A verb, and what is done in a fresh workspace before it. ``loose``: the fields in which a retry may differ."""
 
     verb: str
     before: tuple[str, ...]
     key: str | None = None
+    loose: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
         return "deploy" if self.key is None else f"deploy-{hashlib.sha256(self.key.encode()).hexdigest()[:12]}"
 
+    def names(self, verb: str) -> tuple[str, ...]:
+        """The key, for the verbs that take it; else the id."""
+        return () if self.key is None else (self.key,) if verb in ("start", "abandon") else (self.id,)
+
     def argv(self, store: Path, verb: str | None = None, prelude: str = "") -> list[str]:
         verb = verb or self.verb
-        more = () if self.key is None else (self.key,) if verb in ("start", "abandon") else (self.id,)
-        return sweep.lean(verb, store, *more, prelude=prelude)
+        return sweep.lean(verb, store, *self.names(verb), prelude=prelude)
 
+    def prepare(self, workspace: Path) -> None:
+        store = workspace / "memory" / "checkpoints"
+        for verb in self.before:
+            # An owner who is dead has to have been a process of its own.
+            done = sweep.run(self.argv(store, verb), workspace) if verb == "abandon" else self.here(store, verb)
+            assert done.code == 0, done
+
+    def here(self, store: Path, verb: str | None = None) -> Ended:
+        """In this process, which is much faster than in one of its own."""
+        verb = verb or self.verb
+        return lean.run(verb, store, *self.names(verb))
+
+
+# A claim whose lock file was written and whose record was not may skip a token, and be written once more.
+_CLAIMED = ("token", "revision", "lease", "notes", "heartbeat_at")
+# A lease that is held by time is renewed also where there is nothing else to change.
+_RENEWED = ("revision",)
+_STEPS_DONE = ("start", "finish-steps")
 
 CASES = {
-    "start": Case("start", ()),
-    "start again": Case("start", ("abandon",)),
-    "resume": Case("resume", ("abandon",)),
-    "update": Case("update", ("start",)),
-    "complete": Case("complete", ("start", "finish-steps")),
-    "complete keyed": Case("complete", ("start", "finish-steps"), key="release-1"),
+    "start": Case("start", (), loose=_CLAIMED),
+    "start again": Case("start", ("abandon",), loose=_CLAIMED),
+    "start the next": Case("start", (*_STEPS_DONE, "complete"), loose=_CLAIMED),
+    "start finished": Case("start", (*_STEPS_DONE, "complete"), key="release-1"),
+    "resume": Case("resume", ("abandon",), loose=_CLAIMED),
+    "resume again": Case("resume", ("start",), loose=_CLAIMED),
+    "steal": Case("steal", ("start",), loose=_CLAIMED),
+    "begin": Case("begin", ("start",), loose=_RENEWED),
+    "update": Case("update", ("start",), loose=_RENEWED),
+    "heartbeat": Case("heartbeat", ("start",), loose=_RENEWED),
+    "release": Case("release", ("start",), loose=_RENEWED),
+    "hand over": Case("hand-over", ("start",), loose=_RENEWED),
+    "pin": Case("pin", ("start",)),
+    "complete": Case("complete", _STEPS_DONE),
+    "complete keyed": Case("complete", _STEPS_DONE, key="release-1"),
+    "fail": Case("fail", ("start",)),
+    "cancel": Case("cancel", ("start",)),
+    "prune": Case("prune", (*_STEPS_DONE, "complete", "start", "cancel")),
+    "repair": Case("repair", ("start", "damage"), loose=_RENEWED),
+    "quarantine": Case("quarantine", ("start", "damage")),
 }
+# What CI sweeps: the others go through the same write, and are swept by scripts/prove.
+BOUNDED = ("start", "start again", "resume", "update", "complete", "complete keyed", "quarantine")
+SWEPT = tuple(CASES) if WHOLE else BOUNDED
 
 
 class Bench:
@@ -77,13 +118,11 @@ class Bench:
         self.place = path / "run"
         self._template = path / "template"
         self._template.mkdir()
-        store = self._template / "memory" / "checkpoints"
-        for verb in case.before:
-            done = sweep.run(case.argv(store, verb), self._template)
-            assert done.code == 0, done
+        case.prepare(self._template)
         self.store = self.reset()
-        self.before = sweep.records(self.store)
+        self.before = sweep.files(self.store)
         self.argv = argv(self.store) if argv else case.argv(self.store, prelude=prelude)
+        self.in_process = argv is None
         sweep.run(self.argv, self.place, compile=True)
         self.reset()
         self.undisturbed, self.calls = sweep.record(self.argv, self.place)
@@ -95,26 +134,47 @@ class Bench:
     def reset(self) -> Path:
         return sweep.copy(self._template, self.place)
 
-    def states(self) -> list[dict[str, Any]]:
-        """Every state that a process may leave behind, oldest first."""
-        states = [sweep.essence(self.before), sweep.essence(self.after)]
-        if self.case.verb == "complete":
-            ((place, finished),) = states[1].items()
+    def retry(self) -> Ended:
+        """The same verb once more, by one who cannot know how the first try ended."""
+        return self.case.here(self.store) if self.in_process else sweep.run(self.argv, self.place)
+
+    def untouched(self) -> bool:
+        # A damaged record is copied into quarantine before it is mended.
+        now = {place: raw for place, raw in sweep.files(self.store).items() if not place.endswith(".tmp")}
+        return {place: raw for place, raw in now.items() if not place.startswith("quarantine/")} == self.before
+
+    def is_legal(self) -> bool:
+        """Whether a process may leave the store as it stands: old, new, or finished and not yet moved."""
+        if self.untouched():
+            return True
+        state = sweep.essence(sweep.records(self.store))
+        new = sweep.essence(self.after)
+        if state == new:
+            return True
+        if self.case.verb in ("complete", "fail", "cancel"):
+            ((place, finished),) = new.items()
             unfinished = f"{self.case.id}.json"
-            states[1:1] = [{unfinished: finished}, {unfinished: finished, place: finished}]
-        return states
+            return state in ({unfinished: finished}, {unfinished: finished, place: finished})
+        if self.case.verb == "prune":  # one run after the other
+            return sweep.files(self.store).items() <= self.before.items()
+        return False
+
+    def is_new(self) -> bool:
+        return sweep.essence(sweep.records(self.store)) == sweep.essence(self.after)
 
     def unlike_undisturbed(self, ended: Ended) -> list[str]:
         """Where the state after a retry is not that of a run that nothing disturbed."""
         state = sweep.records(self.store)
         found = []
-        if ended.code != 0 or not ended.out or ended.err:
+        # What is set aside is no longer there to be set aside.
+        set_aside = self.case.verb == "quarantine" and ended.code == 10
+        if not set_aside and (ended.code != 0 or not ended.out or ended.err):
             found.append(f"the retry ended with {ended}")
-        # A claim whose lock file was written and whose record was not may skip a token, and be written once more; an
-        # update renews a lease that is held by time also when there is nothing else to change.
-        loose = {"start": _CLAIMED, "resume": _CLAIMED, "update": ("revision",)}.get(self.case.verb, ())
         one, other = (
-            {place: {name: value for name, value in record.items() if name not in loose} for place, record in each.items()}
+            {
+                place: {name: value for name, value in record.items() if name not in self.case.loose}
+                for place, record in each.items()
+            }
             for each in (sweep.essence(state), sweep.essence(self.after))
         )
         if one != other:
@@ -125,89 +185,128 @@ class Bench:
         return found
 
 
+def wrong_after_kill(bench: Bench, ended: Ended) -> list[str]:
+    """What is wrong with what a killed process left, before anybody touches it."""
+    found = []
+    if not bench.is_legal():
+        found.append(f"neither the old state nor the new: {sweep.essence(sweep.records(bench.store))}")
+    if ended.out and not bench.is_new():
+        found.append(f"it had answered {ended.out}, and the state is not the new one")
+    if bench.store.exists() and "damage" not in bench.case.before:
+        found += [f"verify: {finding}" for finding in Checkpoints(bench.store).verify().findings]
+    return found
+
+
 def kill_everywhere(bench: Bench, points: Sequence[Call] | None = None) -> list[str]:
     """What went wrong, point by point."""
     problems = []
-    states = bench.states()
-    for point in bench.points if points is None else points:
+    points = bench.points if points is None else points
+    for point in points:
         bench.reset()
         ended = sweep.killed_at(point, bench.argv, bench.place)
-        found = []
         try:
-            state = sweep.essence(sweep.records(bench.store))
-            if state not in states:
-                found.append(f"neither the old state nor the new: {state}")
-            if ended.out and state != states[-1]:
-                found.append(f"it had answered {ended.out}, and the state is {state}")
-            if bench.store.exists():
-                found += [f"verify: {finding}" for finding in Checkpoints(bench.store).verify().findings]
-            found += bench.unlike_undisturbed(sweep.run(bench.argv, bench.place))
+            found = wrong_after_kill(bench, ended)
+            found += bench.unlike_undisturbed(bench.retry())
             found += wrong_owner(bench)
         except (AssertionError, ValueError) as error:
-            found.append(f"torn: {error}")
+            found = [f"torn: {error}"]
         problems += [f"killed before {point}: {one}" for one in found]
+    tried("kill", len(points), len(problems))
     return [problem.replace(str(bench.place), "") for problem in problems]
 
 
+def kill_twice_everywhere(bench: Bench, first: slice, then: slice) -> tuple[int, list[str]]:
+    """(pairs, what went wrong): killed at a point, tried again and killed at a point of that, tried again."""
+    pairs = 0
+    problems = []
+    saved = bench.place.with_name("killed")
+    for point in bench.points[first]:
+        bench.reset()
+        sweep.killed_at(point, bench.argv, bench.place)
+        shutil.rmtree(saved, ignore_errors=True)
+        shutil.copytree(bench.place, saved)
+        _, calls = sweep.record(bench.argv, bench.place)
+        for second in sweep.points(calls, bench.place)[then]:
+            pairs += 1
+            sweep.copy(saved, bench.place)
+            ended = sweep.killed_at(second, bench.argv, bench.place)
+            try:
+                found = wrong_after_kill(bench, ended)
+                found += bench.unlike_undisturbed(bench.retry())
+                found += wrong_owner(bench)
+            except (AssertionError, ValueError) as error:
+                found = [f"torn: {error}"]
+            problems += [f"killed before {point}, then before {second}: {one}" for one in found]
+    tried("double kill", pairs, len(problems))
+    return pairs, [problem.replace(str(bench.place), "") for problem in problems]
+
+
 def wrong_owner(bench: Bench) -> list[str]:
-    """After start and resume: one owner, under one token however often it asks, and nobody beside it."""
-    if bench.case.verb not in ("start", "resume"):
+    """After a claim: one owner, under one token however often it asks, and nobody beside it."""
+    if bench.case.verb not in ("start", "resume", "steal") or bench.case.key is not None:
         return []
+    me = "robber" if bench.case.verb == "steal" else sweep.OWNER
     record = sweep.records(bench.store)[f"{bench.case.id}.json"]
     lease = record["lease"]
-    if lease is None or lease["owner"] != sweep.OWNER or lease["token"] != record["token"]:
+    if lease is None or lease["owner"] != me or lease["token"] != record["token"]:
         return [f"the lease is {lease} with token {record['token']}"]
-    if bench.case.verb == "resume" and record["token"] != 2:
-        return [f"two resumes of one owner used up token {record['token']}, the first is 2"]
+    if bench.case.verb == "resume" and record["token"] != (2 if "abandon" in bench.case.before else 1):
+        return [f"two resumes of one owner used up token {record['token']}"]
     try:
         run = Checkpoints(bench.store, owner=owner("another", time_held=True)).resume(bench.case.id)
     except Locked:
         pass
     else:
         return [f"another owner was given token {run.token} beside {lease}"]
-    again = Checkpoints(bench.store, owner=owner(sweep.OWNER, time_held=True)).resume(bench.case.id)
+    again = Checkpoints(bench.store, owner=owner(me, time_held=True)).resume(bench.case.id)
     return [] if again.token == lease["token"] else [f"the same owner was given {again.token} after {lease['token']}"]
 
 
 def fail_everywhere(bench: Bench, points: Sequence[tuple[Call, str]]) -> list[str]:
     """What went wrong, point by point."""
     problems = []
-    states = bench.states()
     for point, error in points:
         bench.reset()
-        before = sweep.files(bench.store)
         ended = sweep.failed_at(point, error, bench.argv, bench.place)
         found = []
-        state = sweep.essence(sweep.records(bench.store))
+        untouched = bench.untouched()
         if ended.code == 17:
             if ended.err.count("\n") != 1 or not ended.err.startswith("checkpoint-tool: "):
                 found.append(f"not one line: {ended.err!r}")
             if ended.out:
                 found.append(f"failed, and yet it answered {ended.out}")
-            if state not in states:
-                found.append(f"neither the old state nor the new: {state}")
-            elif sweep.files(bench.store) != before and not sweep.temporaries(bench.store) and not APPLIED.search(ended.err):
+            if not bench.is_legal():
+                found.append(f"neither the old state nor the new: {sweep.essence(sweep.records(bench.store))}")
+            elif not untouched and not sweep.temporaries(bench.store) and not APPLIED.search(ended.err):
                 found.append(f"the change is applied, and the message does not say so: {ended.err!r}")
-            elif sweep.files(bench.store) == before and APPLIED.search(ended.err):
+            elif untouched and APPLIED.search(ended.err):
                 found.append(f"nothing is changed, and the message says it may be: {ended.err!r}")
         elif ended.code == 0:
             # Letting go of the lock may fail: closing the file does it too.
             if error != "EINTR" and point.name in MUST_HOLD and "LOCK_UN" not in point.arguments:
                 found.append("passed over")
-            if state != states[-1]:
-                found.append(f"exit 0 and the state is {state}")
+            if not bench.is_new():
+                found.append(f"exit 0 and the state is {sweep.essence(sweep.records(bench.store))}")
             if ended.err:
                 found.append(f"exit 0 and on stderr: {ended.err!r}")
         else:
             found.append(f"exit {ended.code}: {ended.err!r}")
         if sweep.temporaries(bench.store):
             found.append(f"left behind: {sweep.temporaries(bench.store)}")
-        found += bench.unlike_undisturbed(sweep.run(bench.argv, bench.place))
+        found += bench.unlike_undisturbed(bench.retry())
         problems += [f"{error} at {point}: {one}" for one in found]
+    tried("error", len(points), len(problems))
     return [problem.replace(str(bench.place), "") for problem in problems]
 
 
+EVERY_ERROR = ["ENOSPC", "EIO", "EINTR", "EDQUOT", "EMFILE", "EACCES", "EROFS", "ENOLCK", "EXDEV"]
+
+
 def error_points(bench: Bench) -> list[tuple[Call, str]]:
+    """The errors that a call can really give; in the whole run every one at every call, as a network or a user's own
+    file system may give it."""
+    if WHOLE:
+        return [(point, error) for point in bench.points if not sweep.is_answer(point) for error in EVERY_ERROR]
     found = []
     for point in bench.points:
         errors = ERRORS.get(point.name, "").split()
@@ -229,26 +328,52 @@ def names_of(points: Sequence[Call]) -> set[str]:
 # --- killed ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", SWEPT)
 def test_killed_before_any_call(name: str, tmp_path: Path) -> None:
     bench = Bench(CASES[name], tmp_path)
     print(f"{name}: killed at {len(bench.points)} points")
     # A sweep that begins too late, or knows the calls by other names, would pass without having tried anything.
-    assert len(bench.points) >= {"start": 40, "complete": 75}.get(bench.case.verb, 40)
+    assert len(bench.points) >= (75 if name.startswith("complete") else 25)
     assert {"openat", "flock", "fsync", "close", "write"} <= names_of(bench.points)
-    assert any(point.startswith("rename") for point in names_of(bench.points))
+    assert any(point.startswith(("rename", "unlink")) for point in names_of(bench.points)) or name == "start finished"
     problems = kill_everywhere(bench)
     assert not problems, report(problems)
 
 
-VERBS = {"update": ("update", "deploy", "--complete", "build"), "complete": ("complete", "deploy")}
+@pytest.mark.parametrize("name", ["update", "resume"])
+@pytest.mark.parametrize("part", range(4) if WHOLE else [0])
+def test_killed_killed_again_and_tried_again(name: str, part: int, tmp_path: Path) -> None:
+    bench = Bench(CASES[name], tmp_path)
+    first, then = (slice(part, None, 4), slice(None)) if WHOLE else (slice(3, None, 9), slice(2, None, 8))
+    pairs, problems = kill_twice_everywhere(bench, first, then)
+    print(f"{name}: {pairs} pairs")
+    assert pairs >= (500 if WHOLE else 20)
+    assert not problems, report(problems)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+# The whole command line for what the lean verbs do.
+PROGRAM = {
+    "start": ("start", "deploy", "--steps", "build,publish", "--owner", sweep.OWNER),
+    "resume": ("resume", "deploy"),
+    "begin": ("update", "deploy", "--add", "build", "--begin", "build"),
+    "update": ("update", "deploy", "--complete", "build"),
+    "heartbeat": ("heartbeat", "deploy"),
+    "release": ("release", "deploy"),
+    "pin": ("pin", "deploy"),
+    "complete": ("complete", "deploy"),
+    "fail": ("fail", "deploy", "--reason", "it broke"),
+    "cancel": ("cancel", "deploy", "--reason", "not wanted"),
+    "prune": ("prune", "--older-than", "0s", "--apply"),
+    "repair": ("repair", "deploy", "--accept"),
+}
+VERBS = {name: PROGRAM[name] for name in ("update", "complete")}
+
+
+@pytest.mark.parametrize("verb", PROGRAM if WHOLE else VERBS)
 def test_the_program_itself_killed(verb: str, tmp_path: Path) -> None:
-    """The same by the whole command line, at each call that writes; judged by `verify` as a user would run it."""
-    bench = Bench(CASES[verb], tmp_path, argv=lambda store: sweep.command_line(*VERBS[verb], store=store))
-    points = [point for point in bench.points if point.name in sweep.WRITE_SIDE - {"openat", "close"}]
+    """The same by the whole command line; judged by `verify` as a user would run it. In CI at each call that writes."""
+    bench = Bench(CASES[verb], tmp_path, argv=lambda store: sweep.command_line(*PROGRAM[verb], store=store))
+    points = [point for point in bench.points if WHOLE or point.name in sweep.WRITE_SIDE - {"openat", "close"}]
     print(f"{verb}: killed at {len(points)} points")
     assert len(points) >= 9
     problems = kill_everywhere(bench, points)
@@ -266,7 +391,7 @@ def test_an_error_at_any_call(name: str, tmp_path: Path) -> None:
     points = error_points(bench)
     print(f"{name}: failed at {len(points)} points")
     assert len(points) >= (130 if bench.case.verb == "complete" else 70)
-    assert {error for _, error in points} == {"ENOSPC", "EIO", "EROFS", "EMFILE", "EDQUOT", "ENOLCK", "EINTR"}
+    assert {error for _, error in points} >= {"ENOSPC", "EIO", "EROFS", "EMFILE", "EDQUOT", "ENOLCK", "EINTR"}
     problems = fail_everywhere(bench, points)
     assert not problems, report(problems)
 
@@ -306,9 +431,7 @@ def recorded(path: Path, verbs: Sequence[str], *, key: str | None = None, prelud
     """The violations of the last of ``verbs``; the earlier ones run undisturbed and as they are."""
     case = Case(verbs[-1], tuple(verbs[:-1]), key)
     store = path / "memory" / "checkpoints"
-    for verb in case.before:
-        done = sweep.run(case.argv(store, verb), path)
-        assert done.code == 0, done
+    case.prepare(path)
     ended, calls = sweep.record(case.argv(store, prelude=prelude), path)
     assert ended.code == 0, ended
     return sweep.violations(calls, store, id or case.id)
