@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from conftest import TOOL, Result, Workspace, lacking, need_program, need_root, powerless
+from proof import tried
 
 NOBODY = 65534
 MEBIBYTE = 1 << 20
@@ -608,6 +609,7 @@ def test_full_disk(workspace: Workspace, lack: str) -> None:
         assert said(found, name).code == 0, said(found, name)
     for name in ("update", "new", "end"):
         refused(said(found, name), 17, "No space left")
+    tried("limit", 3)
     after = [name for name in (workspace.path / "names-after").read_text().splitlines() if name != "done"]
     assert after == (workspace.path / "names-before").read_text().splitlines()
 
@@ -629,6 +631,7 @@ def test_a_file_system_that_is_read_only(workspace: Workspace) -> None:
     )
     for name in ("update", "start"):
         refused(said(found, name), 17, "ead-only file system")
+    tried("limit", 2)
     for name in ("list", "show", "verify"):
         assert said(found, name).code == 0, said(found, name)
 
