@@ -160,6 +160,13 @@ def pytest_configure(config: pytest.Config) -> None:
         os.close(fd)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With methods named (scripts/prove does that) only their tests: those marked with them."""
+    wanted = set(filter(None, os.environ.get("CHECKPOINT_PROVE_METHODS", "").split(",")))
+    if wanted:
+        items[:] = [item for item in items if any(wanted & set(mark.args) for mark in item.iter_markers("proof"))]
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     _took[report.nodeid] = _took.get(report.nodeid, 0) + report.duration
 

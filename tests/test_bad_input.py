@@ -578,6 +578,7 @@ def said(found: dict[str, str], name: str) -> Result:
 
 
 @pytest.mark.parametrize("lack", ["space", "inodes"])
+@pytest.mark.proof("limit")
 def test_full_disk(workspace: Workspace, lack: str) -> None:
     size, inodes = ("64k", "100") if lack == "space" else ("1m", "12")
     fill = "dd if=/dev/zero of=store/fill bs=1k 2>/dev/null || true"
@@ -614,6 +615,7 @@ def test_full_disk(workspace: Workspace, lack: str) -> None:
     assert after == (workspace.path / "names-before").read_text().splitlines()
 
 
+@pytest.mark.proof("limit")
 def test_a_file_system_that_is_read_only(workspace: Workspace) -> None:
     found = mounted(
         workspace,

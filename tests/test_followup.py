@@ -21,6 +21,7 @@ import pytest
 import receivers
 import sweep
 from conftest import SELFCHECK, Result, Workspace, need_program, need_root, powerless
+from proof import tried
 
 from checkpoint import notify
 
@@ -599,6 +600,7 @@ def receiver() -> Iterator[receivers.Web]:
         yield web
 
 
+@pytest.mark.proof("kill")
 def test_killed_at_any_call_no_notice_is_lost_or_doubled(tmp_path: Path, receiver: receivers.Web) -> None:
     """The check that tells of an incident, killed before each of its calls on its files and on the network; then one that
     is not. The log holds the notice once; the receiver, going by its key, too."""
@@ -649,6 +651,7 @@ def test_killed_at_any_call_no_notice_is_lost_or_doubled(tmp_path: Path, receive
         left = [path.name for path in place.rglob("*.tmp") if ".m.prom" not in path.name]
         if left:
             problems.append(f"{point}: left {left}")
+    tried("kill", len(points), len(problems))
     assert problems == []
     # Sent again only where it was killed between the answer and the note of it.
     assert doubled < len(points) / 3

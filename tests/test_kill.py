@@ -328,6 +328,7 @@ def names_of(points: Sequence[Call]) -> set[str]:
 
 
 @pytest.mark.parametrize("name", SWEPT)
+@pytest.mark.proof("kill")
 def test_killed_before_any_call(name: str, tmp_path: Path) -> None:
     bench = Bench(CASES[name], tmp_path)
     print(f"{name}: killed at {len(bench.points)} points")
@@ -341,6 +342,7 @@ def test_killed_before_any_call(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["update", "resume", "start again"] if WHOLE else ["update", "resume"])
 @pytest.mark.parametrize("part", range(4) if WHOLE else [0])
+@pytest.mark.proof("double kill")
 def test_killed_killed_again_and_tried_again(name: str, part: int, tmp_path: Path) -> None:
     bench = Bench(CASES[name], tmp_path)
     first, then = (slice(part, None, 4), slice(None)) if WHOLE else (slice(3, None, 9), slice(2, None, 8))
@@ -369,6 +371,7 @@ VERBS = {name: PROGRAM[name] for name in ("update", "complete")}
 
 
 @pytest.mark.parametrize("verb", PROGRAM if WHOLE else VERBS)
+@pytest.mark.proof("kill")
 def test_the_program_itself_killed(verb: str, tmp_path: Path) -> None:
     """The same by the whole command line; judged by `verify` as a user would run it. In CI at each call that writes."""
     bench = Bench(CASES[verb], tmp_path, argv=lambda store: sweep.command_line(*PROGRAM[verb], store=store))
@@ -385,6 +388,7 @@ def test_the_program_itself_killed(verb: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["start", "resume", "update", "complete", "complete keyed"])
+@pytest.mark.proof("error")
 def test_an_error_at_any_call(name: str, tmp_path: Path) -> None:
     bench = Bench(CASES[name], tmp_path)
     points = error_points(bench)
@@ -396,6 +400,7 @@ def test_an_error_at_any_call(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.proof("error")
 def test_an_error_as_the_program_says_it(verb: str, tmp_path: Path) -> None:
     """One error each at the calls that write, by the whole command line."""
     bench = Bench(CASES[verb], tmp_path, argv=lambda store: sweep.command_line(*VERBS[verb], store=store))
@@ -412,6 +417,7 @@ def test_an_error_as_the_program_says_it(verb: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.proof("error")
 def test_an_answer_that_cannot_be_written(verb: str, tmp_path: Path) -> None:
     bench = Bench(CASES[verb], tmp_path, argv=lambda store: sweep.command_line(*VERBS[verb], store=store))
     (point,) = [point for point in bench.points if sweep.is_answer(point)]
@@ -434,6 +440,7 @@ lean.main(*sys.argv[1:])
 
 @pytest.mark.parametrize(("limit", "values"), [("RLIMIT_NOFILE", range(3, 10)), ("RLIMIT_FSIZE", (0, 16, 32, 100, 500, 2000))])
 @pytest.mark.parametrize("name", ["start", "update", "complete", "resume"])
+@pytest.mark.proof("limit")
 def test_a_limit_of_the_process(name: str, limit: str, values: Sequence[int], tmp_path: Path) -> None:
     """Files left open, or too large a file: refused with nothing changed, or done; the same without the limit converges."""
     bench = Bench(CASES[name], tmp_path)

@@ -5,7 +5,7 @@ follows the tool alone, not its command, its guard, or what else it forks: those
 
 Swept are the calls by which others could tell that it got so far: on files, pipes, processes. Between two of them lie
 calls that touch nothing but the process itself (memory, signal masks, asking for its own pid, looking at a file); killed
-there it leaves what it leaves at the next one. CHECKPOINT_TEST_POINTS=all sweeps those too (twice the time).
+there it leaves what it leaves at the next one. scripts/prove sweeps those too (twice the time).
 """
 
 import os
@@ -23,12 +23,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import sweep
+from proof import WHOLE, tried
 
 from checkpoint import Checkpoints
 from checkpoint.api import Update
 from checkpoint.errors import NotFound
-
-ALL_POINTS = os.environ.get("CHECKPOINT_TEST_POINTS") == "all"
 
 # As sweep.LEAN: without typer, and everything imported before the store is touched.
 LEAN = """
@@ -164,7 +163,7 @@ class Bench:
             if call.name in ("clone", "clone3", "fork", "vfork") or str(self.store) in call.text
             if call.name != "execve"
         )
-        self.points = [call for call in self.calls[first:] if ALL_POINTS or not unseen(call)]
+        self.points = [call for call in self.calls[first:] if WHOLE or not unseen(call)]
 
     @property
     def store(self) -> Path:
@@ -358,6 +357,7 @@ def report(problems: Sequence[str]) -> str:
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.proof("kill")
 def test_killed_before_any_call(name: str, tmp_path: Path) -> None:
     bench = Bench(CASES[name], tmp_path)
     names = {call.name for call in bench.points}
@@ -367,9 +367,10 @@ def test_killed_before_any_call(name: str, tmp_path: Path) -> None:
     assert {"openat", "flock", "fsync", "write", "close", "read", "wait4", "exit_group"} <= names
     assert names & {"clone", "clone3", "fork", "vfork"}
     assert names & {"rename", "renameat", "renameat2"}
-    # The calls of "run once" are those of "run", but for what the record says.
-    points = bench.points[::3] if name == "run once" and not ALL_POINTS else bench.points
+    # The calls of the others are nearly those of "run", but for what the record says.
+    points = bench.points if WHOLE or name == "run" else bench.points[list(CASES).index(name) % 3 :: 3]
     problems = kill_everywhere(bench, points)
+    tried("kill", len(points), len(problems))
     assert not problems, report(problems)
 
 
