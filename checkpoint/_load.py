@@ -2,6 +2,7 @@
 
 import importlib
 import os.path
+import sys
 from typing import Any
 
 _PACKAGE = os.path.dirname(os.path.realpath(__file__))  # pathlib would cost each start of the self-check 3 ms
@@ -10,7 +11,7 @@ _PACKAGE = os.path.dirname(os.path.realpath(__file__))  # pathlib would cost eac
 def load(target: str) -> Any:
     """The object named ``"module:attribute"``; its module is imported now, not at start-up."""
     module, _, attribute = target.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    return getattr(sys.modules.get(module) or importlib.import_module(module), attribute)
 
 
 def data_path(name: str) -> str:

@@ -89,7 +89,7 @@ def _pieces(checkpoint: Checkpoint, old: Encoded) -> tuple[dict[str, str], dict[
     fields = {
         name: old.fields[name]
         if value is old_value and name in old.fields
-        else f"{_compact(name)}:{_compact(_plain(name, value))}"
+        else f'"{name}":{_compact(_plain(name, value))}'
         for name, value, old_value in zip(Checkpoint._fields, checkpoint, old.checkpoint, strict=True)
         if name not in ("steps", "extra")
     }

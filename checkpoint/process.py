@@ -76,11 +76,14 @@ def liveness(process: Identity | None) -> Liveness:
         return "unknown" if None in (process.boot_id, _boot_id()) or not _machine_id() else "dead"
     if process.pid is None or not 0 < process.pid < 1 << 31 or process.pid_ns != _pid_namespace():
         return "unknown"
-    if _gone(process.pid):
-        return "dead"
-    ended, started = _stat(process.pid)
-    if ended:
-        return "dead"
+    if process.pid == os.getpid():
+        started = _own_start(process.pid)
+    else:
+        if _gone(process.pid):
+            return "dead"
+        ended, started = _stat(process.pid)
+        if ended:
+            return "dead"
     if started is None or process.pid_started is None:
         return "unknown"
     return "alive" if started == process.pid_started else "dead"
@@ -249,6 +252,12 @@ def _stat(pid: int) -> tuple[bool, int | None]:
     # State, number of threads, start time: fields 3, 20 and 22. A process whose first thread has ended looks like a
     # zombie while its other threads still work.
     return fields[0] in "ZXx" and int(fields[17]) <= 1, int(fields[19])
+
+
+@functools.cache
+def _own_start(pid: int) -> int | None:
+    """When this process started, which is ``pid``: whoever asks lives. Kept, because it is asked at every step."""
+    return _stat(pid)[1]
 
 
 _FIRST_NAMESPACE = 0xEFFFFFFC

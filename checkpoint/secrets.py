@@ -114,7 +114,8 @@ class Hit(NamedTuple):
 def find(value: Any, path: str) -> list[Hit]:
     """What looks like a credential in any JSON value that stands at ``path``: by the names of keys, by the texts, and in the
     keys as texts. Each rule once for each place, in the order of the value. No hit holds anything of the credential."""
-    rules = suspected("\n".join(_texts(value)))
+    text = "\n".join(_texts(value))
+    rules = suspected(text) if text else []
     hits: list[Hit] = load("checkpoint.secret_rules:hits")(value, path, rules) if rules else []
     return hits
 
