@@ -87,9 +87,7 @@ def _pieces(checkpoint: Checkpoint, old: Encoded) -> tuple[dict[str, str], dict[
         if step is not None
     )
     fields = {
-        name: old.fields[name]
-        if value is old_value and name in old.fields
-        else f'"{name}":{_compact(_plain(name, value))}'
+        name: old.fields[name] if value is old_value and name in old.fields else f'"{name}":{_compact(_plain(name, value))}'
         for name, value, old_value in zip(Checkpoint._fields, checkpoint, old.checkpoint, strict=True)
         if name not in ("steps", "extra")
     }

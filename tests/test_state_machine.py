@@ -1,32 +1,75 @@
 """Owners that begin, die, come back late, rob and are robbed, in any order: what must hold after each of their calls.
 
-Time and death are the machine's own; everything else is real: the model's decisions over each store.
+Time, death and what the system answers are the machine's own: processes whose pid is taken by another, reboots after which
+another has the same pid and start time, clocks that jump, hosts that cannot be looked at, and over files a call to the
+system that fails, a disk that fails from there on, or a process that dies in it. All else is real: what tells the living
+from the dead, the model's decisions, each store.
 """
 
-from collections.abc import Callable
-from datetime import timedelta
+import errno
+import fcntl
+import functools
+import gc
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, seed, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from records import T0, owner, run
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from portalocker import LockException
+from proof import WHOLE, tried
+from records import T0, run
 
-from checkpoint import errors, model
-from checkpoint.model import Checkpoint, Status, StepStatus
-from checkpoint.store import Store
+from checkpoint import codec, errors, model, process
+from checkpoint.model import Checkpoint, OwnerState, Status, StepStatus
+from checkpoint.store import Store, disk, flock
 from checkpoint.store.file import FileStore
 from checkpoint.store.memory import MemoryStore
 
+_T = TypeVar("_T")
+
 STEPS = ("a", "b", "c")
-NAMES = ("ann", "bob", "bot")
+NAMES = ("ann", "bob", "bot", "far")
+HERE, ELSEWHERE = "h" * 16, "e" * 16
 Change = Callable[[Checkpoint], Checkpoint]
+
+
+class Life:
+    """The process that bears a name at present, if one does."""
+
+    def __init__(self, pid: int | None, started: int | None) -> None:
+        self.pid = pid
+        self.started = started
+
+
+class World:
+    """What the kernel would say: the boot, and the processes with their start times."""
+
+    def __init__(self) -> None:
+        self.boot = 0
+        self.processes: dict[int, int] = {}
+        self._patch = pytest.MonkeyPatch()
+        self._patch.setattr(process, "_host", lambda: HERE)
+        self._patch.setattr(process, "_machine_id", lambda: "machine")
+        self._patch.setattr(process, "_boot_id", lambda: f"boot-{self.boot}")
+        self._patch.setattr(process, "_pid_namespace", lambda: 1)
+        self._patch.setattr(process, "_gone", lambda pid: pid not in self.processes)
+        self._patch.setattr(process, "_stat", lambda pid: (False, self.processes.get(pid)))
+
+    def close(self) -> None:
+        self._patch.undo()
 
 
 class Owners(RuleBasedStateMachine):
     store: Store
+    calls: Counter[str]
+    """What was called how often, over all runs of a test."""
 
     def make_store(self) -> Store:
         return MemoryStore()
@@ -34,43 +77,73 @@ class Owners(RuleBasedStateMachine):
     @initialize(once=st.booleans())
     def begin(self, once: bool) -> None:
         self.store = self.make_store()
+        self.world = World()
         self.now = T0
-        self.lives = dict.fromkeys(NAMES, 0)
+        self.lives = {"bot": Life(None, None)}
+        self.born = 0
+        for name in ("ann", "bob", "far"):
+            self.bear(name)
         self.tokens: dict[str, int] = {}
         self.issued = 0
         self.runs = 0
+        self.ever = 0
         self.once = once
 
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.close()
+
+    def bear(self, name: str, pid: int | None = None) -> None:
+        """From now on another process bears the name: ``pid``, or one that none had before."""
+        self.born += 1
+        self.lives[name] = life = Life(pid or 100 + self.born, self.born)
+        if name != "far":
+            assert life.pid is not None
+            assert life.started is not None
+            self.world.processes[life.pid] = life.started
+
     def who(self, name: str) -> model.Owner:
-        """Two are processes, whose name outlives them; the third holds by time."""
-        return owner(name, pid=None, lease_s=60) if name == "bot" else owner(name, pid=100 + self.lives[name])
+        """Two are processes, whose name outlives them; one holds by time; of one on another host nothing can be seen."""
+        life = self.lives[name]
+        if name == "far":
+            return model.Owner(name, ELSEWHERE, "boot", 1, life.pid, life.started, 60)
+        lease_s = 60 if name == "bot" else None
+        return model.Owner(name, HERE, f"boot-{self.world.boot}", 1, life.pid, life.started, lease_s)
 
     def state(self, checkpoint: Checkpoint) -> model.Standing:
-        lease = checkpoint.lease
-        liveness = "unknown"
-        if lease is not None and lease.pid is not None:
-            liveness = "alive" if lease.pid == self.who(lease.owner).pid else "dead"
-        return model.Standing(model.owner_state(lease, liveness, self.now))
+        return model.standing(checkpoint, process.liveness, self.now)
+
+    def is_mine(self, checkpoint: Checkpoint, name: str) -> bool:
+        lease, me = checkpoint.lease, self.who(name)
+        return lease is not None and (lease.owner, lease.host, lease.boot_id, lease.pid, lease.pid_started) == (
+            me.name,
+            me.host,
+            me.boot_id,
+            me.pid,
+            me.pid_started,
+        )
 
     # --- what owners do -----------------------------------------------------------------------------------------------
 
     @rule(name=st.sampled_from(NAMES))
     def start(self, name: str) -> None:
+        self.calls["start"] += 1
         plan = [model.PlanStep(step, self.once) for step in STEPS]
-        fresh = run(*plan, by=self.who(name), now=self.now, run_id=f"019cab00-0000-7000-8000-{self.runs:012}")
+        fresh = run(*plan, by=self.who(name), now=self.now, run_id=f"019cab00-0000-7000-8000-{self.ever:012}")
         try:
             created = self.store.create(fresh)
         except errors.AlreadyExists:
             return
         self.runs += 1
+        self.ever += 1
         self.took(name, created)
 
+    @precondition(lambda self: self.unfinished())
     @rule(name=st.sampled_from(NAMES), steal=st.booleans())
     def resume(self, name: str, steal: bool) -> None:
-        if not self.unfinished():
-            return
+        self.calls["resume"] += 1
         before = self.store.load("deploy")
-        held_by_other = before.lease is not None and self.state(before).held and before.lease.owner != name
+        held_by_other = self.state(before).held and not self.is_mine(before, name)
 
         def claim(checkpoint: Checkpoint, _now: object) -> Checkpoint:
             reason = "test" if steal else None
@@ -85,6 +158,7 @@ class Owners(RuleBasedStateMachine):
         assert steal or not held_by_other, "a live owner was robbed without being asked for it"
         self.took(name, after)
 
+    @precondition(lambda self: self.unfinished())
     @rule(
         name=st.sampled_from(NAMES),
         step=st.sampled_from(STEPS),
@@ -92,9 +166,8 @@ class Owners(RuleBasedStateMachine):
         by_token=st.booleans(),
     )
     def write(self, name: str, step: str, verb: str, by_token: bool) -> None:
-        if not self.unfinished() or (by_token and name not in self.tokens):
-            return
-        token = self.tokens[name] if by_token else None
+        self.calls[verb] += 1
+        token = self.tokens.get(name) if by_token else None
         before = self.store.load("deploy")
         state = self.state(before)
         changes: dict[str, Change] = {
@@ -117,8 +190,7 @@ class Owners(RuleBasedStateMachine):
             assert token != before.token
             return
         except errors.Locked:
-            assert before.lease is not None
-            assert (before.lease.owner, before.lease.pid) != (name, self.who(name).pid)
+            assert not self.is_mine(before, name)
             return
         except errors.InDoubt:
             assert verb == "begin"
@@ -129,9 +201,8 @@ class Owners(RuleBasedStateMachine):
             return
         if token is not None:
             assert token == self.issued, "a write under an old token was taken"
-        elif state in model.HELD:
-            assert before.lease is not None
-            assert before.lease.owner == name, "a stranger's write was taken while the owner lives"
+        elif state.held:
+            assert self.is_mine(before, name), "a stranger's write was taken while the owner lives"
         new = after.step(step)
         assert new is not None
         if old.status is StepStatus.COMPLETED:
@@ -154,13 +225,16 @@ class Owners(RuleBasedStateMachine):
     def is_succeeded(self, name: str) -> None:
         """The holder dies, and somebody takes over."""
         lease = self.store.load("deploy").lease
-        if lease is not None and lease.owner != "bot":
-            self.die(lease.owner)
-        self.resume(name, lease is not None and lease.owner == "bot")
+        unseen = lease is not None and lease.owner in ("bot", "far")
+        if lease is not None and not unseen:
+            self.die(lease.owner, False)
+        self.resume(name, unseen)
 
+    @precondition(lambda self: self.unfinished())
     @rule(name=st.sampled_from(NAMES))
     def release(self, name: str) -> None:
-        if self.unfinished() and self.tokens.get(name) == self.issued:
+        if self.tokens.get(name) == self.issued:
+            self.calls["release"] += 1
             self.store.update("deploy", lambda c, _now: model.release(c))
 
     @precondition(lambda self: self.unfinished())
@@ -168,25 +242,80 @@ class Owners(RuleBasedStateMachine):
     def finish(self, status: Status, moved: bool, really: int) -> None:
         if really:
             return  # mostly not: what is interesting happens before the end
+        self.calls["finish"] += 1
         done = self.store.update("deploy", lambda c, _now: model.finish(c, status, self.state(c), self.now, reason="r"))
         assert self.store.update("deploy", lambda c, _now: model.finish(c, status, self.state(c), self.now)) == done
         if moved:
             self.store.archive("deploy", self.store.load("deploy").run_id)
 
-    @rule(name=st.sampled_from(["ann", "bob"]))
-    def die(self, name: str) -> None:
-        """From now on another process bears the name: it knows no token, and a lease still names the dead one."""
-        self.lives[name] += 1
+    @rule(name=st.sampled_from(["ann", "bob", "far"]), reused=st.booleans())
+    def die(self, name: str, reused: bool) -> None:
+        """From now on another process bears the name: it knows no token, and a lease still names the dead one.
+
+        ``reused``: the next has the same pid; or, under this name or another, only somebody has.
+        """
+        self.calls["die"] += 1
+        pid = self.lives[name].pid
+        assert pid is not None
+        if name != "far":
+            del self.world.processes[pid]
         self.tokens.pop(name, None)
+        self.bear(name, pid if reused else None)
+
+    @precondition(lambda self: self.runs > 0)
+    @rule(name=st.sampled_from(["ann", "bob"]))
+    def a_stranger_gets_the_pid(self, name: str) -> None:
+        self.calls["die"] += 1
+        pid = self.lives[name].pid
+        assert pid is not None
+        self.tokens.pop(name, None)
+        self.born += 1
+        self.world.processes[pid] = self.born
+        self.bear(name)
+
+    @rule(same=st.booleans())
+    def reboot(self, same: bool) -> None:
+        """``same``: the processes of after have the pids and start times of before."""
+        self.calls["reboot"] += 1
+        self.world.boot += 1
+        old = dict(self.world.processes)
+        self.world.processes.clear()
+        for name in ("ann", "bob"):
+            self.tokens.pop(name, None)
+            pid = self.lives[name].pid
+            if same and pid is not None:
+                self.world.processes[pid] = old[pid]
+            else:
+                self.bear(name)
 
     @rule(seconds=st.integers(1, 90))
     def wait(self, seconds: int) -> None:
+        self.calls["wait"] += 1
         self.now += timedelta(seconds=seconds)
 
+    @rule(seconds=st.integers(-7200, 7200))
+    def the_clock_is_set(self, seconds: int) -> None:
+        self.calls["clock"] += 1
+        self.now += timedelta(seconds=seconds)
+
+    @precondition(lambda self: self.runs > 0 and not self.unfinished())
     @rule()
     def archive(self) -> None:
-        if self.runs and not self.unfinished():
-            self.store.archive("deploy", self.store.load("deploy").run_id)
+        self.calls["archive"] += 1
+        self.store.archive("deploy", self.store.load("deploy").run_id)
+
+    @precondition(lambda self: self.runs > 0)
+    @rule(really=st.integers(0, 2))
+    def forget(self, really: int) -> None:
+        """Prune: what is finished, whether or not it was put away."""
+        ended = [entry.checkpoint for entry in self.store.scan(finished=True) if entry.checkpoint]
+        ended = [checkpoint for checkpoint in ended if not checkpoint.unfinished]
+        if really or not ended:
+            return
+        self.calls["delete"] += 1
+        self.store.delete(ended[0].run_id, ended[0].run_id)
+        self.store.delete(ended[0].run_id, ended[0].run_id)
+        self.runs -= 1
 
     # --- what must hold -------------------------------------------------------------------------------------------------
 
@@ -205,6 +334,25 @@ class Owners(RuleBasedStateMachine):
             assert self.store.load("deploy").token == self.issued
 
     @invariant()
+    def an_owner_holds_for_as_long_as_it_lives_or_has_time(self) -> None:
+        """By the machine's own books, not by what looks at processes."""
+        if not self.runs_known() or not self.unfinished():
+            return
+        checkpoint = self.store.load("deploy")
+        lease = checkpoint.lease
+        if lease is None:
+            expected = OwnerState.NONE
+        elif lease.host == HERE and lease.boot_id != f"boot-{self.world.boot}":
+            expected = OwnerState.DEAD
+        elif lease.host == HERE and lease.pid is not None:
+            lives = self.world.processes.get(lease.pid) == lease.pid_started
+            expected = OwnerState.ALIVE if lives else OwnerState.DEAD
+        else:
+            assert lease.expires_at is not None
+            expected = OwnerState.EXPIRED if lease.expires_at <= self.now else OwnerState.UNKNOWN
+        assert self.state(checkpoint).owner is expected
+
+    @invariant()
     def nobody_but_the_live_holder_may_claim_or_write(self) -> None:
         if not self.runs_known() or not self.unfinished():
             return
@@ -213,8 +361,7 @@ class Owners(RuleBasedStateMachine):
         held = state.held
         for name in NAMES:
             me = self.who(name)
-            mine = checkpoint.lease is not None and (checkpoint.lease.owner, checkpoint.lease.pid) == (name, me.pid)
-            if held and not mine:
+            if held and not self.is_mine(checkpoint, name):
                 with pytest.raises(errors.Locked):
                     model.claim(checkpoint, me, state, self.now)
                 with pytest.raises(errors.Locked):
@@ -240,17 +387,334 @@ class Owners(RuleBasedStateMachine):
         self.issued = checkpoint.token
 
 
+# --- over files, and a system that fails ---------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """The process is gone: nothing may catch this."""
+
+
+class Kernel:
+    """Stands between the store and the system: the call chosen by ``arm`` fails, all from it on, or the process dies in it.
+
+    ``opened``: descriptors of the process that lives now.
+    """
+
+    def __init__(self) -> None:
+        self.left = 0
+        self.how: str | int = 0
+        self.sticky = False
+        self.failing = False
+        self.hits: Counter[str] = Counter()
+        self.opened: set[int] = set()
+        self._patch = pytest.MonkeyPatch()
+        self._patch.setattr(disk, "os", Gate(self, os))
+        self._patch.setattr(disk, "fcntl", Gate(self, fcntl))
+        self._patch.setattr(flock, "_lock", functools.partial(self.call, "lock", flock._lock))
+
+    def arm(self, nth: int, how: str | int, sticky: bool) -> None:
+        self.left, self.how, self.sticky = nth, how, sticky
+
+    def disarm(self) -> None:
+        self.left, self.failing = 0, False
+
+    def call(self, name: str, real: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
+        if self.failing:
+            self._refuse(name, real, arguments)
+        if self.left:
+            self.left -= 1
+            if not self.left:
+                self.hits["kill" if self.how == "kill" else name] += 1
+                self.failing = self.how == "kill" or self.sticky
+                if self.how == "kill" and name == "write":
+                    real(arguments[0], arguments[1][: len(arguments[1]) // 2])
+                self._refuse(name, real, arguments)
+        result = real(*arguments, **more)
+        if name == "open":
+            self.opened.add(result)
+        elif name == "close":
+            self.opened.discard(arguments[0])
+        return result
+
+    def _refuse(self, name: str, real: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        if name == "close":  # closed it is, whatever is said of it; also by the end of the process
+            real(*arguments)
+            self.opened.discard(arguments[0])
+        if self.how == "kill":
+            raise Killed
+        assert isinstance(self.how, int)
+        error = OSError(self.how, os.strerror(self.how))
+        raise LockException(error) if name == "lock" else error
+
+    def bury(self) -> None:
+        """What the system does with the descriptors of a dead process: its locks are free.
+
+        The numbers stay taken, for its objects still live here and will close them.
+        """
+        null = os.open(os.devnull, os.O_RDONLY)
+        for fd in self.opened:
+            os.dup2(null, fd)
+        os.close(null)
+
+    def close(self) -> None:
+        gc.collect()
+        for fd in self.opened:
+            os.close(fd)
+        self._patch.undo()
+
+
+class Gate:
+    """A module whose functions go by way of the kernel."""
+
+    def __init__(self, kernel: Kernel, module: Any) -> None:
+        self._kernel = kernel
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._module, name)
+        if name in CALLS:
+            return functools.partial(self._kernel.call, name, value)
+        return value
+
+
+_CALLS = "open close read write pread pwrite fstat stat fchmod chmod mkdir rename unlink fsync listdir flock"
+CALLS = frozenset(_CALLS.split())
+_State = dict[str, Checkpoint | bytes]
+
+
+class FailingStore:
+    """A store of files. After an operation that failed or died the old state stands or the new, and a retry converges."""
+
+    def __init__(self, path: str, kernel: Kernel) -> None:
+        self.location = path
+        self._kernel = kernel
+        self._real = FileStore(path)
+        self.scan, self.load, self.raw, self.now = self._real.scan, self._real.load, self._real.raw, self._real.now
+        self.fault: tuple[int, str | int, bool] | None = None
+
+    def create(self, checkpoint: Checkpoint) -> Checkpoint:
+        before = self.state()
+
+        def again() -> Checkpoint:
+            try:
+                return self._real.create(checkpoint)
+            except errors.AlreadyExists:
+                found = self._real.load(checkpoint.id)
+                if found.run_id != checkpoint.run_id:
+                    raise
+                return found
+
+        def new() -> list[_State]:
+            made = self.state().get("deploy.json")
+            last = made.token - 1 if isinstance(made, Checkpoint) else 0
+            return [before | {"deploy.json": timeless(model.above_token(checkpoint, last))}]
+
+        return self._try(before, new, lambda: self._real.create(checkpoint), again)
+
+    def update(self, name: str, change: Callable[[Checkpoint, datetime], Checkpoint]) -> Checkpoint:
+        before = self.state()
+        meant: list[_State] = []
+
+        def told(checkpoint: Checkpoint, now: datetime) -> Checkpoint:
+            place = next(place for place, old in before.items() if old == timeless(checkpoint))
+            after = change(checkpoint, now)
+            meant.append(before | {place: timeless(after)})
+            return after
+
+        return self._try(before, lambda: meant, lambda: self._real.update(name, told), lambda: self._real.update(name, change))
+
+    def archive(self, id: str, run_id: str) -> None:
+        before = self.state()
+        put_away = {f"done/deploy/{run_id}.json": before[f"{id}.json"]} if f"{id}.json" in before else {}
+        both = before | put_away
+        new = {place: old for place, old in both.items() if place != f"{id}.json"}
+        self._try(before, lambda: [both, new], lambda: self._real.archive(id, run_id), lambda: self._real.archive(id, run_id))
+
+    def delete(self, name: str, run_id: str) -> None:
+        before = self.state()
+        new = {place: old for place, old in before.items() if not isinstance(old, Checkpoint) or old.run_id != run_id}
+        self._try(before, lambda: [new], lambda: self._real.delete(name, run_id), lambda: self._real.delete(name, run_id))
+
+    def repair(self, name: str, seen: bytes | None, reseal: Callable[[str, bytes], Checkpoint] | None) -> str:
+        before = self.state()
+        assert reseal is not None
+        assert seen is not None
+        repaired = reseal(name, seen)._replace(lease=None)
+        new = before | {f"{name}.json": timeless(repaired)}
+
+        def again() -> str:
+            try:
+                return self._real.repair(name, seen, reseal)
+            except errors.Conflict:
+                assert self.state() == new
+                return ""
+
+        return self._try(before, lambda: [new], lambda: self._real.repair(name, seen, reseal), again)
+
+    def state(self) -> _State:
+        """Every record, whole or not."""
+        found: _State = {}
+        for path in Path(self.location).rglob("*.json"):
+            raw = path.read_bytes()
+            try:
+                found[str(path.relative_to(self.location))] = timeless(codec.decode(raw, "deploy").checkpoint)
+            except errors.CheckpointError:
+                found[str(path.relative_to(self.location))] = raw
+        return found
+
+    def _try(
+        self,
+        before: _State,
+        new: Callable[[], list[_State]],
+        first: Callable[[], _T],
+        again: Callable[[], _T],
+    ) -> _T:
+        if self.fault is None:
+            return first()
+        fault, self.fault = self.fault, None
+        self._kernel.arm(*fault)
+        killed = False
+        try:
+            return first()
+        except errors.StoreUnavailable:
+            pass
+        except Killed:
+            killed = True
+        except errors.CheckpointError:
+            self._kernel.disarm()
+            assert self.state() == before, "refused, and something was changed"
+            raise
+        finally:
+            self._kernel.disarm()
+        if killed:
+            self._kernel.bury()
+            self._real = FileStore(self.location)
+            self.scan, self.load, self.raw = self._real.scan, self._real.load, self._real.raw
+        assert self.state() in (before, *new()), "neither the old state nor the new"
+        result = again()
+        left = [path.name for path in Path(self.location).rglob("*.tmp")]
+        assert left == [], "a temporary file is left after the retry"
+        return result
+
+
+def timeless(checkpoint: Checkpoint) -> Checkpoint:
+    """But for what the store itself stamps."""
+    return checkpoint._replace(updated_at=T0, revision=0)
+
+
 class OwnersOnFiles(Owners):
     def make_store(self) -> Store:
         self.folder = TemporaryDirectory()
-        return FileStore(str(Path(self.folder.name) / "store"))
+        self.kernel = Kernel()
+        self.failing = FailingStore(str(Path(self.folder.name) / "store"), self.kernel)
+        return self.failing  # type: ignore[return-value]
 
     def teardown(self) -> None:
+        super().teardown()
         if hasattr(self, "folder"):
+            self.calls.update({f"fault: {name}": count for name, count in self.kernel.hits.items()})
+            del self.store, self.failing
+            self.kernel.close()
             self.folder.cleanup()
 
+    @rule(
+        nth=st.integers(1, 45),
+        how=st.sampled_from(["kill", "kill", errno.ENOSPC, errno.EIO, errno.EROFS, errno.EMFILE, errno.EDQUOT]),
+        sticky=st.booleans(),
+    )
+    def the_next_change_fails(self, nth: int, how: str | int, sticky: bool) -> None:
+        self.failing.fault = nth, how, sticky
 
-Owners.TestCase.settings = settings(max_examples=400, stateful_step_count=40, deadline=None)
-OwnersOnFiles.TestCase.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
-TestOwners = Owners.TestCase
-TestOwnersOnFiles = OwnersOnFiles.TestCase
+    @precondition(lambda self: self.unfinished())
+    @rule(really=st.integers(0, 2))
+    def is_edited_by_hand_and_repaired(self, really: int) -> None:
+        if really:
+            return
+        self.calls["repair"] += 1
+        path = Path(self.failing.location) / "deploy.json"
+        raw = path.read_bytes().replace(b'"data":{}', b'"data":{"by":"hand"}').replace(b'"attempts":1', b'"attempts":2')
+        if raw == path.read_bytes():
+            return
+        path.write_bytes(raw)
+        fault, self.failing.fault = self.failing.fault, None
+        assert [entry.error.name for entry in self.store.scan() if entry.error] == ["Damaged"]
+        with pytest.raises(errors.Damaged):
+            self.store.update("deploy", lambda checkpoint, _now: checkpoint)
+        self.failing.fault = fault
+        self.store.repair("deploy", raw, lambda id, seen: codec.decode(seen, id, sealed=False).checkpoint)
+        repaired = self.store.load("deploy")
+        assert repaired.lease is None
+        assert repaired.token == self.issued
+
+
+def go(machine: type[Owners], number: int, examples: int) -> Counter[str]:
+    """So many runs of up to 40 calls, drawn by the lot of that number; what was called."""
+    calls: Counter[str] = Counter()
+    drawn = seed(number)(type(machine.__name__, (machine,), {"calls": calls}))
+    phases = [Phase.generate]  # what fails is shown as it came: to make it shorter takes minutes
+    bounds = settings(max_examples=examples, stateful_step_count=40, deadline=None, phases=phases, database=None)
+    run_state_machine_as_test(drawn, settings=bounds)
+    return calls
+
+
+def over_files(number: int) -> Counter[str]:
+    return go(OwnersOnFiles, number, 200)
+
+
+@pytest.mark.parametrize("number", range(8 if WHOLE else 1))
+def test_owners_over_memory(number: int) -> None:
+    calls = go(Owners, number, 300)
+    tried("state machine", calls.total())
+    assert calls.total() > 5000
+    assert min(calls.values()) > 50, calls
+
+
+@pytest.mark.parametrize("number", range(8 if WHOLE else 1))
+def test_owners_over_files_and_a_system_that_fails(number: int) -> None:
+    calls = over_files(number)
+    faults = Counter({name: calls.pop(name) for name in list(calls) if name.startswith("fault: ")})
+    tried("state machine", calls.total())
+    assert calls.total() > 3000
+    assert faults.total() > 300
+    assert len([name for name, count in faults.items() if count]) > 10, "the faults hit few kinds of calls"
+
+
+def robs(checkpoint: Checkpoint, *arguments: Any, **more: Any) -> Checkpoint:
+    return _claim(checkpoint, *arguments, **{"steal_reason": "because", **{k: v for k, v in more.items() if v}})
+
+
+def knows_only_pids(found: process.Identity | None) -> process.Liveness:
+    return "dead" if found is not None and found.host == HERE and found.pid and process._gone(found.pid) else "unknown"
+
+
+def forgets_tokens(lock: disk.LockFile, token: int, *, durable: bool = False) -> None:
+    pass
+
+
+def writes_in_place(folder: disk.Folder, name: str, data: bytes, *, owner: str, into: disk.Folder | None = None) -> None:
+    fd = disk.os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600, dir_fd=(into or folder).fd)
+    disk.os.write(fd, data)
+    disk.os.close(fd)
+
+
+def leaves_temporaries(folder: disk.Folder, owner: str | None = None) -> Iterator[str]:
+    return iter(())
+
+
+_claim = model.claim
+
+PLANTED: dict[str, tuple[object, str, object, type[Owners]]] = {
+    "a claim that robs": (model, "claim", robs, Owners),
+    "a pid is taken for a process": (process, "liveness", knows_only_pids, Owners),
+    "tokens are not remembered": (disk.LockFile, "write", forgets_tokens, OwnersOnFiles),
+    "written in place": (disk.Folder, "write", writes_in_place, OwnersOnFiles),
+    "what the dead left is left": (disk.Folder, "temporaries", leaves_temporaries, OwnersOnFiles),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_planted_bugs_are_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, attribute, planted, machine = PLANTED[name]
+    monkeypatch.setattr(place, attribute, planted)
+    with pytest.raises((AssertionError, errors.CheckpointError, pytest.fail.Exception)):
+        go(machine, 0, 200)
