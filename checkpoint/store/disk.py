@@ -264,7 +264,9 @@ class LockFile:
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_nlink > 1:
             self.close()
             raise self._unsafe()
-        os.fchmod(self.fd, 0o600)
+        # Only where a umask took rights from us: changed at each step, the file would be written at each step.
+        if stat.S_IMODE(status.st_mode) != 0o600:
+            os.fchmod(self.fd, 0o600)
 
     def _unsafe(self) -> StoreUnavailable:
         path = f"{self._folder.path}/{self._name}"
@@ -282,6 +284,12 @@ class LockFile:
         """(last token issued, pid of the last holder); zeros where nothing whole is written."""
         match = _LOCK_TEXT.fullmatch(os.pread(self.fd, 64, 0))
         return (int(match[1]), int(match[2])) if match else (0, 0)
+
+    def sign(self) -> None:
+        """Say who holds it, for those who wait in vain."""
+        token, pid = self.read()
+        if pid != os.getpid():
+            self.write(token)
 
     def write(self, token: int, *, durable: bool = False) -> None:
         # One write of fixed width: a process that dies here leaves the old line or the new one.

@@ -289,7 +289,7 @@ class FileStore:
             self._locks = folder.child(".locks", make=True, durable=False)
         lock = self._wait(self._locks, id, try_lock)
         try:
-            lock.write(lock.read()[0])
+            lock.sign()
             if id not in self._swept:
                 folder.discard_temporaries(id)
                 self._swept.add(id)
