@@ -305,9 +305,10 @@ def check_name(name: str, what: str) -> str:
     """``name`` itself. Raises Usage unless it is 1 to 64 of a-z 0-9 _ - and starts with a letter or digit."""
     if NAME.fullmatch(name):
         return name
-    shown = name if len(name) <= 80 else name[:77] + "..."
+    # Whole or not at all: half of a credential is not known for one when it is taken out of what is said.
+    shown = repr(name) if len(name) <= 80 else f"a text of {len(name)} characters"
     raise Usage(
-        f"{shown!r} is no {what}: use 1 to 64 of a-z, 0-9, _ and -, beginning with a letter or digit",
+        f"{shown} is no {what}: use 1 to 64 of a-z, 0-9, _ and -, beginning with a letter or digit",
     )
 
 

@@ -21,6 +21,7 @@ from checkpoint._load import load
 from checkpoint.cli.options import emit
 from checkpoint.errors import CheckpointError, NotReported
 from checkpoint.render.text import escape, to_json
+from checkpoint.secrets import redact
 
 PROGRAM = "checkpoint-tool"
 INTERRUPTED = 130
@@ -121,13 +122,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         process.write_stderr(error.format_message())
         return 2
     except ClickException as error:
-        return _report(options, 2, "Usage", error.format_message(), _help(options))
+        return _report(options, 2, "Usage", _clean(error.format_message(), arguments), _help(options))
     except CheckpointError as error:
         hint = error.hint or _help(options)
         store = _value(options, "--store")
         if error.hint.startswith(PROGRAM) and store is not None:
             hint += f" --store {shlex.quote(store)}"
-        return _report(options, error.exit_code, error.name, error.message, hint)
+        return _report(options, error.exit_code, error.name, _clean(error.message, arguments), _clean(hint, arguments))
     except OSError as error:  # the store's are StoreUnavailable: this is --help, written where nothing can be
         return _report(options, NotReported.exit_code, "NotReported", f"nothing could be written: {error.strerror}", "")
     except (KeyboardInterrupt, typer.Abort):
@@ -148,6 +149,16 @@ def _report(options: Sequence[str], code: int, name: str, message: str, hint: st
         words = f"{PROGRAM}: {message}" + (f" (try: {hint})" if hint else "")
         process.write_stderr(escape(words))
     return code
+
+
+def _clean(words: str, arguments: Sequence[str]) -> str:
+    """Without credentials: what was typed in the wrong place is repeated in an error, and that ends up in logs and in mail."""
+    for argument in arguments:
+        for typed in (argument, argument.partition("=")[2]):
+            clean = redact(typed)
+            if clean != typed:
+                words = words.replace(repr(typed), repr(clean)).replace(typed, clean)
+    return redact(words)
 
 
 def _help(options: Sequence[str]) -> str:

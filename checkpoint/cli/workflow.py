@@ -467,7 +467,7 @@ def _parsed_step(item: Any) -> PlanStep:
         once = item.get("once", False)
         if isinstance(once, bool):
             return PlanStep(item["name"], once)
-    raise Usage(f'a step of --plan must be a name or {{"name": ..., "once": true|false}}, is {text.to_json(item)[:80]}')
+    raise Usage('a step of --plan must be a name or {"name": ..., "once": true|false}')
 
 
 def _wanted(reason: str | None, verb: str) -> str:

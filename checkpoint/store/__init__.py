@@ -117,5 +117,5 @@ def checked(name: str) -> str:
         return name
     if RUN_ID.fullmatch(name):
         return bare(name)
-    shown = name if len(name) <= 80 else name[:77] + "..."
-    raise Usage(f"{shown!r} is no id of a checkpoint: an id holds a-z, 0-9, _ and -", hint="checkpoint-tool list --all")
+    shown = repr(name) if len(name) <= 80 else f"a text of {len(name)} characters"
+    raise Usage(f"{shown} is no id of a checkpoint: an id holds a-z, 0-9, _ and -", hint="checkpoint-tool list --all")

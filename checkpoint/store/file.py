@@ -422,6 +422,9 @@ class FileStore:
             name = file.removesuffix(_SUFFIX)
             try:
                 if not file.endswith(_SUFFIX) or model.ID.fullmatch(name) is None:
+                    # What is no UTF-8 could not be written down by any that report it.
+                    file = file.encode("utf-8", "backslashreplace").decode()
+                    name = file.removesuffix(_SUFFIX)
                     words = f"{prefix}{file} is no checkpoint's file (name): move it elsewhere"
                     raise Damaged(words, kind="name")
                 checkpoint = codec.decode(folder.read(file), id or name, name=name).checkpoint

@@ -71,6 +71,9 @@ class StateFolder:
         self.path = path
         self._schema = schema
         with _errors(path):
+            # What is kept inside a store is bound by its rules: not followed through a link.
+            if within is not None and os.path.dirname(path) == within and os.path.islink(within):
+                raise StoreUnavailable(f"{within} is a symbolic link, and nothing is remembered through one")
             if within is not None and not os.path.isdir(within):
                 raise StoreUnavailable(f"there is no {within}, so nothing can be remembered in it: --state names a folder")
             self.folder = Folder.make(os.path.abspath(path))
