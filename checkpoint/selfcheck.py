@@ -299,7 +299,13 @@ def stores_of(options: argparse.Namespace, environ: Mapping[str, str]) -> list[s
     stores = [store_path(store, environ) for store in options.store]
     if "" in options.root:
         raise Usage("--root is empty: name a folder")
-    return find_stores(stores, options.root) or [store_path(None, environ)]
+    found = find_stores(stores, options.root) or [store_path(None, environ)]
+    for store in found:
+        try:
+            store.encode()
+        except UnicodeEncodeError:
+            raise Usage(f"{store!r} is no UTF-8, and could be named in no record: give it another name") from None
+    return found
 
 
 def _document(report: Report) -> dict[str, Any]:

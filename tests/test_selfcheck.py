@@ -297,6 +297,7 @@ def test_critical_outweighs_unknown_outweighs_warning(workspace: Workspace) -> N
         (f"--{EVIL}",),
         ("--threshold", EVIL),
         ("\udcff\udc80",),
+        ("--store", "\udcff", "--state", "state"),
     ],
 )
 def test_bad_usage_is_unknown(argv: tuple[str, ...], workspace: Workspace) -> None:

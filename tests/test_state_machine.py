@@ -9,8 +9,8 @@ from the dead, the model's decisions, each store.
 import errno
 import fcntl
 import functools
-import gc
 import os
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -37,7 +37,17 @@ _T = TypeVar("_T")
 STEPS = ("a", "b", "c")
 NAMES = ("ann", "bob", "bot", "far")
 HERE, ELSEWHERE = "h" * 16, "e" * 16
+EVENTS = ("death", "death", "far death", "stranger", "reboot", "time", "time", "clock set")
 Change = Callable[[Checkpoint], Checkpoint]
+
+
+def raised(call: Callable[[], object]) -> type[BaseException] | None:
+    """A few hundred thousand times ``pytest.raises`` takes longer than all that it looks at."""
+    try:
+        call()
+    except errors.CheckpointError as error:
+        return type(error)
+    return None
 
 
 class Life:
@@ -71,12 +81,12 @@ class Owners(RuleBasedStateMachine):
     calls: Counter[str]
     """What was called how often, over all runs of a test."""
 
-    def make_store(self) -> Store:
+    def make_store(self, lot: random.Random) -> Store:
         return MemoryStore()
 
-    @initialize(once=st.booleans())
-    def begin(self, once: bool) -> None:
-        self.store = self.make_store()
+    @initialize(once=st.booleans(), lot=st.integers(0, 1 << 32))
+    def begin(self, once: bool, lot: int) -> None:
+        self.store = self.make_store(random.Random(lot))
         self.world = World()
         self.now = T0
         self.lives = {"bot": Life(None, None)}
@@ -125,6 +135,7 @@ class Owners(RuleBasedStateMachine):
 
     # --- what owners do -----------------------------------------------------------------------------------------------
 
+    @precondition(lambda self: not self.open)
     @rule(name=st.sampled_from(NAMES))
     def start(self, name: str) -> None:
         self.calls["start"] += 1
@@ -133,12 +144,14 @@ class Owners(RuleBasedStateMachine):
         try:
             created = self.store.create(fresh)
         except errors.AlreadyExists:
-            return
+            return  # the last one is finished and not put away
         self.runs += 1
         self.ever += 1
         self.took(name, created)
+        other = fresh._replace(run_id=f"019cab00-0000-7000-8000-{self.ever:012}")
+        assert raised(lambda: self.store.create(other)) is errors.AlreadyExists
 
-    @precondition(lambda self: self.unfinished())
+    @precondition(lambda self: self.open)
     @rule(name=st.sampled_from(NAMES), steal=st.booleans())
     def resume(self, name: str, steal: bool) -> None:
         self.calls["resume"] += 1
@@ -158,7 +171,7 @@ class Owners(RuleBasedStateMachine):
         assert steal or not held_by_other, "a live owner was robbed without being asked for it"
         self.took(name, after)
 
-    @precondition(lambda self: self.unfinished())
+    @precondition(lambda self: self.open)
     @rule(
         name=st.sampled_from(NAMES),
         step=st.sampled_from(STEPS),
@@ -212,7 +225,7 @@ class Owners(RuleBasedStateMachine):
         if verb == "begin" and self.once and old.status is StepStatus.BEGUN:
             assert new == old, "a step that may not be repeated began twice"
 
-    @precondition(lambda self: self.unfinished())
+    @precondition(lambda self: self.open)
     @rule(step=st.sampled_from(STEPS), verb=st.sampled_from(["begin", "begin", "complete"]))
     def holder_writes(self, step: str, verb: str) -> None:
         """What happens most, and what most of the rest needs to have happened."""
@@ -220,7 +233,7 @@ class Owners(RuleBasedStateMachine):
         if lease is not None:
             self.write(lease.owner, step, verb, False)
 
-    @precondition(lambda self: self.unfinished())
+    @precondition(lambda self: self.open)
     @rule(name=st.sampled_from(NAMES))
     def is_succeeded(self, name: str) -> None:
         """The holder dies, and somebody takes over."""
@@ -230,14 +243,14 @@ class Owners(RuleBasedStateMachine):
             self.die(lease.owner, False)
         self.resume(name, unseen)
 
-    @precondition(lambda self: self.unfinished())
+    @precondition(lambda self: self.open)
     @rule(name=st.sampled_from(NAMES))
     def release(self, name: str) -> None:
         if self.tokens.get(name) == self.issued:
             self.calls["release"] += 1
             self.store.update("deploy", lambda c, _now: model.release(c))
 
-    @precondition(lambda self: self.unfinished())
+    @precondition(lambda self: self.open)
     @rule(status=st.sampled_from([Status.COMPLETED, Status.FAILED]), moved=st.booleans(), really=st.integers(0, 3))
     def finish(self, status: Status, moved: bool, really: int) -> None:
         if really:
@@ -248,13 +261,30 @@ class Owners(RuleBasedStateMachine):
         if moved:
             self.store.archive("deploy", self.store.load("deploy").run_id)
 
-    @rule(name=st.sampled_from(["ann", "bob", "far"]), reused=st.booleans())
-    def die(self, name: str, reused: bool) -> None:
-        """From now on another process bears the name: it knows no token, and a lease still names the dead one.
+    @precondition(lambda self: self.open)
+    @rule(what=st.sampled_from(EVENTS), name=st.sampled_from(["ann", "bob"]), seconds=st.integers(1, 7200), same=st.booleans())
+    def meanwhile(self, what: str, name: str, seconds: int, same: bool) -> None:
+        self.calls[what] += 1
+        if what == "death":
+            self.die(name, same)
+        elif what == "far death":
+            self.die("far", same)
+        elif what == "stranger":
+            pid = self.lives[name].pid
+            assert pid is not None
+            self.die(name, False)
+            self.born += 1
+            self.world.processes[pid] = self.born
+        elif what == "reboot":
+            self.reboot(same)
+        elif what == "time":
+            self.now += timedelta(seconds=seconds % 90)
+        else:
+            self.now += timedelta(seconds=seconds if same else -seconds)
 
-        ``reused``: the next has the same pid; or, under this name or another, only somebody has.
-        """
-        self.calls["die"] += 1
+    def die(self, name: str, reused: bool) -> None:
+        """From now on another process bears the name, ``reused``: under the same pid. It knows no token, and a lease still
+        names the dead one."""
         pid = self.lives[name].pid
         assert pid is not None
         if name != "far":
@@ -262,21 +292,8 @@ class Owners(RuleBasedStateMachine):
         self.tokens.pop(name, None)
         self.bear(name, pid if reused else None)
 
-    @precondition(lambda self: self.runs > 0)
-    @rule(name=st.sampled_from(["ann", "bob"]))
-    def a_stranger_gets_the_pid(self, name: str) -> None:
-        self.calls["die"] += 1
-        pid = self.lives[name].pid
-        assert pid is not None
-        self.tokens.pop(name, None)
-        self.born += 1
-        self.world.processes[pid] = self.born
-        self.bear(name)
-
-    @rule(same=st.booleans())
     def reboot(self, same: bool) -> None:
         """``same``: the processes of after have the pids and start times of before."""
-        self.calls["reboot"] += 1
         self.world.boot += 1
         old = dict(self.world.processes)
         self.world.processes.clear()
@@ -288,29 +305,19 @@ class Owners(RuleBasedStateMachine):
             else:
                 self.bear(name)
 
-    @rule(seconds=st.integers(1, 90))
-    def wait(self, seconds: int) -> None:
-        self.calls["wait"] += 1
-        self.now += timedelta(seconds=seconds)
-
-    @rule(seconds=st.integers(-7200, 7200))
-    def the_clock_is_set(self, seconds: int) -> None:
-        self.calls["clock"] += 1
-        self.now += timedelta(seconds=seconds)
-
-    @precondition(lambda self: self.runs > 0 and not self.unfinished())
+    @precondition(lambda self: self.runs > 0 and not self.open)
     @rule()
     def archive(self) -> None:
         self.calls["archive"] += 1
         self.store.archive("deploy", self.store.load("deploy").run_id)
 
-    @precondition(lambda self: self.runs > 0)
-    @rule(really=st.integers(0, 2))
-    def forget(self, really: int) -> None:
+    @precondition(lambda self: self.runs > 0 and not self.open)
+    @rule()
+    def forget(self) -> None:
         """Prune: what is finished, whether or not it was put away."""
         ended = [entry.checkpoint for entry in self.store.scan(finished=True) if entry.checkpoint]
         ended = [checkpoint for checkpoint in ended if not checkpoint.unfinished]
-        if really or not ended:
+        if not ended:
             return
         self.calls["delete"] += 1
         self.store.delete(ended[0].run_id, ended[0].run_id)
@@ -320,25 +327,23 @@ class Owners(RuleBasedStateMachine):
     # --- what must hold -------------------------------------------------------------------------------------------------
 
     @invariant()
-    def at_most_one_unfinished_and_nothing_damaged(self) -> None:
+    def everything_holds(self) -> None:
         if not self.runs_known():
+            self.open = False
             return
         entries = list(self.store.scan(finished=True))
         assert [entry.error for entry in entries if entry.error] == []
-        assert len([entry for entry in entries if entry.checkpoint and entry.checkpoint.unfinished]) <= 1
+        unfinished = [entry.checkpoint for entry in entries if entry.checkpoint and entry.checkpoint.unfinished]
+        assert len(unfinished) <= 1
         assert len(entries) == self.runs, "a run was lost or doubled"
+        self.open = bool(unfinished)
+        if unfinished:
+            assert unfinished[0].token == self.issued
+            self.an_owner_holds_for_as_long_as_it_lives_or_has_time(unfinished[0])
+            self.nobody_but_the_live_holder_may_claim_or_write(unfinished[0])
 
-    @invariant()
-    def tokens_are_the_last_issued(self) -> None:
-        if self.runs_known() and self.unfinished():
-            assert self.store.load("deploy").token == self.issued
-
-    @invariant()
-    def an_owner_holds_for_as_long_as_it_lives_or_has_time(self) -> None:
+    def an_owner_holds_for_as_long_as_it_lives_or_has_time(self, checkpoint: Checkpoint) -> None:
         """By the machine's own books, not by what looks at processes."""
-        if not self.runs_known() or not self.unfinished():
-            return
-        checkpoint = self.store.load("deploy")
         lease = checkpoint.lease
         if lease is None:
             expected = OwnerState.NONE
@@ -352,33 +357,25 @@ class Owners(RuleBasedStateMachine):
             expected = OwnerState.EXPIRED if lease.expires_at <= self.now else OwnerState.UNKNOWN
         assert self.state(checkpoint).owner is expected
 
-    @invariant()
-    def nobody_but_the_live_holder_may_claim_or_write(self) -> None:
-        if not self.runs_known() or not self.unfinished():
-            return
-        checkpoint = self.store.load("deploy")
+    def nobody_but_the_live_holder_may_claim_or_write(self, checkpoint: Checkpoint) -> None:
         state = self.state(checkpoint)
-        held = state.held
         for name in NAMES:
             me = self.who(name)
-            if held and not self.is_mine(checkpoint, name):
-                with pytest.raises(errors.Locked):
-                    model.claim(checkpoint, me, state, self.now)
-                with pytest.raises(errors.Locked):
-                    model.authorize(checkpoint, me, None, state)
+            if state.held and not self.is_mine(checkpoint, name):
+                for refused in (
+                    lambda me=me: model.claim(checkpoint, me, state, self.now),
+                    lambda me=me: model.authorize(checkpoint, me, None, state),
+                ):
+                    assert raised(refused) is errors.Locked
             else:
                 assert model.claim(checkpoint, me, state, self.now).lease is not None
-            for token in range(checkpoint.token):
-                with pytest.raises(errors.StaleToken):
-                    model.authorize(checkpoint, me, token, state)
+            for token in {0, checkpoint.token - 1, checkpoint.token + 1}:
+                assert raised(lambda me=me, token=token: model.authorize(checkpoint, me, token, state)) is errors.StaleToken
 
     # --- inside -----------------------------------------------------------------------------------------------------------
 
     def runs_known(self) -> bool:
         return getattr(self, "runs", 0) > 0
-
-    def unfinished(self) -> bool:
-        return self.runs > 0 and any(True for _ in self.store.scan())
 
     def took(self, name: str, checkpoint: Checkpoint) -> None:
         if checkpoint.token != self.tokens.get(name):
@@ -397,16 +394,16 @@ class Killed(BaseException):
 class Kernel:
     """Stands between the store and the system: the call chosen by ``arm`` fails, all from it on, or the process dies in it.
 
-    ``opened``: descriptors of the process that lives now.
+    ``locks``: descriptors of lock files.
     """
 
     def __init__(self) -> None:
         self.left = 0
-        self.how: str | int = 0
+        self.how: str | int = ""
         self.sticky = False
         self.failing = False
         self.hits: Counter[str] = Counter()
-        self.opened: set[int] = set()
+        self.locks: set[int] = set()
         self._patch = pytest.MonkeyPatch()
         self._patch.setattr(disk, "os", Gate(self, os))
         self._patch.setattr(disk, "fcntl", Gate(self, fcntl))
@@ -416,9 +413,13 @@ class Kernel:
         self.left, self.how, self.sticky = nth, how, sticky
 
     def disarm(self) -> None:
-        self.left, self.failing = 0, False
+        self.left, self.how, self.failing = 0, "", False
 
     def call(self, name: str, real: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
+        if name == "close" and self.how == "kill":
+            # What a process does as it dies changes nothing; and errors of objects that go away are only printed.
+            self.locks.discard(arguments[0])
+            return real(*arguments)
         if self.failing:
             self._refuse(name, real, arguments)
         if self.left:
@@ -430,16 +431,16 @@ class Kernel:
                     real(arguments[0], arguments[1][: len(arguments[1]) // 2])
                 self._refuse(name, real, arguments)
         result = real(*arguments, **more)
-        if name == "open":
-            self.opened.add(result)
+        if name == "open" and arguments[0].endswith(".lock"):
+            self.locks.add(result)
         elif name == "close":
-            self.opened.discard(arguments[0])
+            self.locks.discard(arguments[0])
         return result
 
     def _refuse(self, name: str, real: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        if name == "close":  # closed it is, whatever is said of it; also by the end of the process
+        if name == "close":  # closed it is, whatever is said of it
             real(*arguments)
-            self.opened.discard(arguments[0])
+            self.locks.discard(arguments[0])
         if self.how == "kill":
             raise Killed
         assert isinstance(self.how, int)
@@ -447,19 +448,12 @@ class Kernel:
         raise LockException(error) if name == "lock" else error
 
     def bury(self) -> None:
-        """What the system does with the descriptors of a dead process: its locks are free.
-
-        The numbers stay taken, for its objects still live here and will close them.
-        """
-        null = os.open(os.devnull, os.O_RDONLY)
-        for fd in self.opened:
-            os.dup2(null, fd)
-        os.close(null)
+        """The system frees the locks of a dead process; its folders close themselves."""
+        for fd in self.locks:
+            os.close(fd)
+        self.locks.clear()
 
     def close(self) -> None:
-        gc.collect()
-        for fd in self.opened:
-            os.close(fd)
         self._patch.undo()
 
 
@@ -477,6 +471,10 @@ class Gate:
         return value
 
 
+FAULTS: tuple[str | int, ...] = ("kill", "kill", "kill", errno.ENOSPC, errno.EIO, errno.EROFS, errno.EMFILE, errno.EDQUOT)
+MOST_CALLS = 30
+"""About as many as a change makes of the system."""
+
 _CALLS = "open close read write pread pwrite fstat stat fchmod chmod mkdir rename unlink fsync listdir flock"
 CALLS = frozenset(_CALLS.split())
 _State = dict[str, Checkpoint | bytes]
@@ -485,12 +483,12 @@ _State = dict[str, Checkpoint | bytes]
 class FailingStore:
     """A store of files. After an operation that failed or died the old state stands or the new, and a retry converges."""
 
-    def __init__(self, path: str, kernel: Kernel) -> None:
+    def __init__(self, path: str, kernel: Kernel, lot: random.Random) -> None:
         self.location = path
         self._kernel = kernel
         self._real = FileStore(path)
         self.scan, self.load, self.raw, self.now = self._real.scan, self._real.load, self._real.raw, self._real.now
-        self.fault: tuple[int, str | int, bool] | None = None
+        self._lot = lot
 
     def create(self, checkpoint: Checkpoint) -> Checkpoint:
         before = self.state()
@@ -554,12 +552,14 @@ class FailingStore:
     def state(self) -> _State:
         """Every record, whole or not."""
         found: _State = {}
-        for path in Path(self.location).rglob("*.json"):
-            raw = path.read_bytes()
+        for folder in ("", "done/deploy/"):
             try:
-                found[str(path.relative_to(self.location))] = timeless(codec.decode(raw, "deploy").checkpoint)
-            except errors.CheckpointError:
-                found[str(path.relative_to(self.location))] = raw
+                names = os.listdir(f"{self.location}/{folder}")
+            except FileNotFoundError:
+                continue
+            for name in names:
+                if name.endswith(".json"):
+                    found[folder + name] = read(Path(f"{self.location}/{folder}{name}").read_bytes())
         return found
 
     def _try(
@@ -569,10 +569,9 @@ class FailingStore:
         first: Callable[[], _T],
         again: Callable[[], _T],
     ) -> _T:
-        if self.fault is None:
+        if self._lot.random() < 0.4:
             return first()
-        fault, self.fault = self.fault, None
-        self._kernel.arm(*fault)
+        self._kernel.arm(self._lot.randint(1, MOST_CALLS), self._lot.choice(FAULTS), self._lot.random() < 0.3)
         killed = False
         try:
             return first()
@@ -597,50 +596,48 @@ class FailingStore:
         return result
 
 
+@functools.lru_cache(maxsize=100)
+def read(raw: bytes) -> Checkpoint | bytes:
+    try:
+        return timeless(codec.decode(raw, "deploy").checkpoint)
+    except errors.CheckpointError:
+        return raw
+
+
 def timeless(checkpoint: Checkpoint) -> Checkpoint:
     """But for what the store itself stamps."""
     return checkpoint._replace(updated_at=T0, revision=0)
 
 
 class OwnersOnFiles(Owners):
-    def make_store(self) -> Store:
-        self.folder = TemporaryDirectory()
+    def make_store(self, lot: random.Random) -> Store:
+        # Nothing here is about what survives a power cut, so the syncs need not wait for a disk.
+        self.folder = TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
         self.kernel = Kernel()
-        self.failing = FailingStore(str(Path(self.folder.name) / "store"), self.kernel)
+        self.failing = FailingStore(str(Path(self.folder.name) / "store"), self.kernel, lot)
         return self.failing  # type: ignore[return-value]
 
     def teardown(self) -> None:
         super().teardown()
         if hasattr(self, "folder"):
             self.calls.update({f"fault: {name}": count for name, count in self.kernel.hits.items()})
-            del self.store, self.failing
             self.kernel.close()
             self.folder.cleanup()
 
-    @rule(
-        nth=st.integers(1, 45),
-        how=st.sampled_from(["kill", "kill", errno.ENOSPC, errno.EIO, errno.EROFS, errno.EMFILE, errno.EDQUOT]),
-        sticky=st.booleans(),
-    )
-    def the_next_change_fails(self, nth: int, how: str | int, sticky: bool) -> None:
-        self.failing.fault = nth, how, sticky
-
-    @precondition(lambda self: self.unfinished())
+    @precondition(lambda self: self.open)
     @rule(really=st.integers(0, 2))
     def is_edited_by_hand_and_repaired(self, really: int) -> None:
         if really:
-            return
+            return  # mostly not: a repair takes the lease away
         self.calls["repair"] += 1
         path = Path(self.failing.location) / "deploy.json"
         raw = path.read_bytes().replace(b'"data":{}', b'"data":{"by":"hand"}').replace(b'"attempts":1', b'"attempts":2')
         if raw == path.read_bytes():
             return
         path.write_bytes(raw)
-        fault, self.failing.fault = self.failing.fault, None
         assert [entry.error.name for entry in self.store.scan() if entry.error] == ["Damaged"]
-        with pytest.raises(errors.Damaged):
-            self.store.update("deploy", lambda checkpoint, _now: checkpoint)
-        self.failing.fault = fault
+        assert raised(lambda: self.store.update("deploy", lambda checkpoint, _now: checkpoint)) is not None
+        assert path.read_bytes() == raw, "what is damaged is not replaced by a change"
         self.store.repair("deploy", raw, lambda id, seen: codec.decode(seen, id, sealed=False).checkpoint)
         repaired = self.store.load("deploy")
         assert repaired.lease is None
@@ -658,15 +655,18 @@ def go(machine: type[Owners], number: int, examples: int) -> Counter[str]:
 
 
 def over_files(number: int) -> Counter[str]:
-    return go(OwnersOnFiles, number, 200)
+    return go(OwnersOnFiles, number, 300 if WHOLE else 130)
+
+
+VERBS = ("start", "resume", "begin", "complete", "fail", "retry", "note", "release", "finish", "archive", "delete")
 
 
 @pytest.mark.parametrize("number", range(8 if WHOLE else 1))
 def test_owners_over_memory(number: int) -> None:
-    calls = go(Owners, number, 300)
+    calls = go(Owners, number, 460)
     tried("state machine", calls.total())
     assert calls.total() > 5000
-    assert min(calls.values()) > 50, calls
+    assert {name for name, count in calls.items() if count > 20} >= {*EVENTS, *VERBS}, calls
 
 
 @pytest.mark.parametrize("number", range(8 if WHOLE else 1))
