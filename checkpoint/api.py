@@ -522,6 +522,11 @@ class Checkpoints:
                 error.hint = f"checkpoint-tool repair {name} --quarantine"
                 raise
             return Repair(name, damage, "", None, self.store.repair(name, None, None) if quarantine else None)
+        try:
+            codec.decode(old, id)
+            return Repair(name, None, "", None, None)  # another repaired it since we looked, and somebody may be at work
+        except (Damaged, SchemaMismatch):
+            pass
         old_text = old.decode("utf-8", "backslashreplace")
         try:
             new_text = codec.encode(self._reseal(id, old)).raw.decode()
@@ -547,12 +552,12 @@ class Checkpoints:
         if older_than_s is None and keep is None:
             older_than_s = 30 * 24 * 3600
         now = self.store.now()
-        finished = [
-            listed
-            for listed in (self._listed(entry, now) for entry in self.store.scan(finished=True))
-            if listed.view is not None and not listed.view.checkpoint.unfinished
-        ]
-        finished.sort(key=lambda listed: _finished_at(listed), reverse=True)
+        found: dict[str, Listed] = {}
+        for listed in (self._listed(entry, now) for entry in self.store.scan(finished=True)):
+            if listed.view is not None and not listed.view.checkpoint.unfinished:
+                # One that is moved while we look is met in both places. Counted twice it would be one too many to keep.
+                found[listed.view.checkpoint.run_id] = listed
+        finished = sorted(found.values(), key=lambda listed: _finished_at(listed), reverse=True)
         seen: dict[str, int] = {}
         candidates = []
         for listed in finished:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from typing import TypeVar
 
 from checkpoint import codec, model
 from checkpoint._load import load
@@ -25,6 +26,8 @@ from checkpoint.errors import AlreadyExists, CheckpointError, Damaged, Locked, N
 from checkpoint.model import RUN_ID, Checkpoint
 from checkpoint.store import DEFAULT_STORE, Change, Entry, changed_meanwhile, checked, utc_now
 from checkpoint.store.disk import Folder, LockFile
+
+_R = TypeVar("_R")
 
 LOCK_WAIT_S = 10.0
 _SUFFIX = ".json"
@@ -185,20 +188,12 @@ class FileStore:
     def load(self, name: str) -> Checkpoint:
         checked(name)  # a bad name is said to be one also where there is no store yet
         with self._errors():
-            folder = self._folder()
-            place, file, id = self._locate(folder, name)
-            try:
-                return self._read(place, file, id).checkpoint
-            except FileNotFoundError:
-                # Finished and moved between the look and the read.
-                place, file, id = self._locate(folder, name)
-                return self._read(place, file, id).checkpoint
+            return self._look(name, lambda place, file, id: self._read(place, file, id).checkpoint)
 
     def raw(self, name: str) -> tuple[str, bytes]:
         checked(name)
         with self._errors():
-            place, file, id = self._locate(self._folder(), name)
-            return id, place.read(file)
+            return self._look(name, lambda place, file, id: (id, place.read(file)))
 
     def scan(self, *, finished: bool = False, workflow: str | None = None, newest: int | None = None) -> Iterator[Entry]:
         with self._errors():
@@ -208,6 +203,8 @@ class FileStore:
                 checkpoint = entry.checkpoint
                 if checkpoint is None or checkpoint.unfinished or (finished and not self._is_put_away(done, checkpoint)):
                     yield entry
+            if done is None and finished:
+                done = self._done(folder)  # the first run of all to finish may have done so while we looked
             if done is None:
                 return
             yield from self._scan_folder(done, "done/", workflow=workflow)
@@ -330,6 +327,16 @@ class FileStore:
         with self._locked(id) as (folder, lock):
             place, file, _ = self._locate(folder, name)
             yield folder, place, file, id, lock
+
+    def _look(self, name: str, read: Callable[[Folder, str, str], _R]) -> _R:
+        """What ``read(folder, file name, id)`` gives of the record that ``name`` means, without its lock."""
+        folder = self._folder()
+        while True:
+            place, file, id = self._locate(folder, name)
+            try:
+                return read(place, file, id)
+            except FileNotFoundError:
+                continue  # moved or removed between the look and the read: found elsewhere now, or NotFound
 
     def _locate(self, folder: Folder, name: str) -> tuple[Folder, str, str]:
         """(folder, file name, id) of the record that ``name`` means. Raises NotFound."""
@@ -454,8 +461,9 @@ class FileStore:
                         kind="id",
                         hint=f"checkpoint-tool show {stored.run_id}",
                     )
-                # From a run that died before the unlink, or whose unlink was lost with the power. It may have been
-                # pinned since, so it stays.
-                into.sync(file)
-                return
+                # From a run that died before the unlink, or whose unlink was lost with the power. Either of the two may
+                # have been pinned since: the one that was changed last stays.
+                if stored.revision >= finished.checkpoint.revision:
+                    into.sync(file)
+                    return
         folder.write(file, finished.raw, owner=id, into=into)
