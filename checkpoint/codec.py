@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from itertools import zip_longest
 from typing import Any, NamedTuple, TypeAlias
 
-from checkpoint.errors import Damaged, SchemaMismatch, Usage
+from checkpoint.errors import Damaged, SchemaMismatch, Usage, shown
 from checkpoint.model import (
     ID,
     NAME,
@@ -151,7 +151,7 @@ def parse(text: str) -> Any:
     try:
         return json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
     except _DuplicateKey as error:
-        raise ValueError(f"the key {error.args[0]!r} stands twice") from None
+        raise ValueError(f"the key {shown(error.args[0])} stands twice") from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -246,7 +246,7 @@ def decode(raw: bytes, id: str, *, name: str | None = None, sealed: bool = True)
             raise _damaged(name, "not-a-checkpoint", "it has no field 'schema'")
         elif schema != SCHEMA:
             raise SchemaMismatch(
-                f"{name} is written in the format {schema!r}, and this version knows {SCHEMA!r}: upgrade checkpoint-tool",
+                f"{name} is written in the format {shown(schema)}, and this version knows {SCHEMA!r}: upgrade checkpoint-tool",
                 hint="checkpoint-tool --version",
             )
         else:
@@ -307,7 +307,7 @@ def _no_constant(text: str) -> Any:
 def _finite(text: str) -> float:
     number = float(text)
     if number in (float("inf"), float("-inf")):
-        raise ValueError(f"{text} is too large a number")
+        raise ValueError(f"{text[:40]!r} is too large a number")
     return number
 
 
@@ -317,7 +317,7 @@ def _parse(raw: bytes, id: str) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise _damaged(id, "encoding", "it is not UTF-8 text") from None
     except _DuplicateKey as error:
-        raise _damaged(id, "duplicate-key", f"the key {error.args[0]!r} stands twice in one object") from None
+        raise _damaged(id, "duplicate-key", f"the key {shown(error.args[0])} stands twice in one object") from None
     except RecursionError:
         raise _damaged(id, "json", "it is nested too deeply") from None
     except ValueError as error:
@@ -351,7 +351,7 @@ def _check_seal(fields: dict[str, Any], raw: bytes, id: str) -> None:
             raise _damaged(id, "digest", "its content does not match its digest: it was changed by hand or by the disk")
     if str(fields.get("schema_sha256")) not in EDITIONS:
         raise SchemaMismatch(
-            f"{id} is written under another edition of {SCHEMA} (sha256 {str(fields.get('schema_sha256'))[:12]}, known:"
+            f"{id} is written under another edition of {SCHEMA} (sha256 {str(fields.get('schema_sha256'))[:12]!r}, known:"
             f" {SCHEMA_SHA256[:12]}): upgrade checkpoint-tool",
             hint="checkpoint-tool --version",
         )
@@ -632,7 +632,7 @@ _ANCESTOR_KNOWN = frozenset(
 def _from_ancestor(fields: dict[str, Any], id: str, *, sealed: bool) -> Checkpoint:
     if fields["schemaVersion"] != ANCESTOR_SCHEMA:
         raise SchemaMismatch(
-            f"{id} has schemaVersion {fields['schemaVersion']!r}; of the older formats only {ANCESTOR_SCHEMA!r} is known",
+            f"{id} has schemaVersion {shown(fields['schemaVersion'])}; of the older formats only {ANCESTOR_SCHEMA!r} is known",
             hint=f"checkpoint-tool repair {id}",
         )
     if sealed:

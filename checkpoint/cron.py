@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import NamedTuple
 
-from checkpoint.errors import Usage
+from checkpoint.errors import Usage, shown
 
 MOST_LAUNCHD = 500
 
@@ -59,28 +59,28 @@ class Cron(NamedTuple):
 
 def parse(text: str) -> Cron:
     """``*/10 * * * *``, ``0 3 * * mon-fri``, ``@daily``. Raises Usage, naming the field."""
-    shown = repr(text) if len(text) <= 80 else f"a text of {len(text)} characters"
+    typed = shown(text)
     whole = text.strip(" \t")
     if whole.startswith("@"):
         if whole.lower() not in _ALIASES:
             known = ", ".join(_ALIASES)
-            raise Usage(f"{shown} is no time that comes again: there are {known}")
+            raise Usage(f"{typed} is no time that comes again: there are {known}")
         whole = _ALIASES[whole.lower()]
     fields = re.split(r"[ \t]+", whole)
     if len(fields) != len(_FIELDS):
-        raise Usage(f"{shown} has {len(fields) if whole else 0} fields; a cron expression has 5: {_names()}")
-    sets = [_values(field, written, shown) for field, written in zip(_FIELDS, fields, strict=True)]
+        raise Usage(f"{typed} has {len(fields) if whole else 0} fields; a cron expression has 5: {_names()}")
+    sets = [_values(field, written, typed) for field, written in zip(_FIELDS, fields, strict=True)]
     minutes, hours, days, months, weekdays = (
         None if values is None else tuple(sorted(values)) for values in (*sets[:4], _from_sunday(sets[4]))
     )
     stepped = [field.name for field, written in zip(_FIELDS, fields, strict=True) if written[0] == "*" and written != "*"]
     if days is not None and weekdays is not None and {"day of month", "day of week"} & set(stepped):
         raise Usage(
-            f"{shown}: */N as a day of month beside a day of week (or the other way round) means one thing to cron daemons"
+            f"{typed}: */N as a day of month beside a day of week (or the other way round) means one thing to cron daemons"
             " and another to others: write the days out"
         )
     if days is not None and weekdays is None and not any(days[0] <= _DAYS_IN[m - 1] for m in months or range(1, 13)):
-        raise Usage(f"{shown} never comes: there is no such day of month")
+        raise Usage(f"{typed} never comes: there is no such day of month")
     if days is not None and weekdays is not None and (len(days) == 31 or len(weekdays) == 7):
         days = weekdays = None  # one or the other, and one of them is always
     # */1 is a star to daemons, and a restriction to croniter.
@@ -137,42 +137,42 @@ def to_launchd(cron: Cron) -> list[dict[str, int]]:
     return [dict(zip((key for key, _ in given), chosen, strict=True)) for chosen in product(*(values for _, values in given))]
 
 
-def _values(field: _Field, written: str, shown: str) -> set[int] | None:
+def _values(field: _Field, written: str, typed: str) -> set[int] | None:
     """None for ``*``."""
     if written == "*":
         return None
     values: set[int] = set()
     for part in written.split(","):
-        values |= set(_range(field, part, shown))
+        values |= set(_range(field, part, typed))
     every_one = set(range(field.least, (6 if field.most == 7 else field.most) + 1))
     return None if values >= every_one and written.startswith("*") else values
 
 
-def _range(field: _Field, part: str, shown: str) -> Iterator[int]:
+def _range(field: _Field, part: str, typed: str) -> Iterator[int]:
     match = _PART.fullmatch(part)
     if match is None:
-        raise Usage(f"{shown}: {field.name} {part!r} is no number, range, list or step of one")
+        raise Usage(f"{typed}: {field.name} {shown(part)} is no number, range, list or step of one")
     whole, first, last, step = match.groups()
     if step is not None and whole != "*" and last is None:
-        raise Usage(f"{shown}: {field.name} {part!r}: a step wants * or a range before it")
-    if step is not None and not 0 < int(step) <= field.most:
-        raise Usage(f"{shown}: {field.name} {part!r}: a step is from 1 to {field.most}")
+        raise Usage(f"{typed}: {field.name} {shown(part)}: a step wants * or a range before it")
+    if step is not None and not (len(step) <= 4 and 0 < int(step) <= field.most):
+        raise Usage(f"{typed}: {field.name} {shown(part)}: a step is from 1 to {field.most}")
     if whole == "*":
         least, most = field.least, 6 if field.most == 7 else field.most
     else:
-        least = _number(field, first, shown)
-        most = least if last is None else _number(field, last, shown)
+        least = _number(field, first, typed)
+        most = least if last is None else _number(field, last, typed)
         if least > most:
-            raise Usage(f"{shown}: {field.name} {part!r} runs backwards")
+            raise Usage(f"{typed}: {field.name} {shown(part)} runs backwards")
     return iter(range(least, most + 1, int(step or 1)))
 
 
-def _number(field: _Field, word: str, shown: str) -> int:
+def _number(field: _Field, word: str, typed: str) -> int:
     if word.lower() in field.names:
         return field.names.index(word.lower()) + field.first_name
     if not word.isdecimal() or len(word) > 2 or not field.least <= int(word) <= field.most:
         names = f" or {field.names[0].upper()}-{field.names[-1].upper()}" if field.names else ""
-        raise Usage(f"{shown}: {field.name} {word!r} is not from {field.least} to {field.most}{names}")
+        raise Usage(f"{typed}: {field.name} {shown(word)} is not from {field.least} to {field.most}{names}")
     return int(word)
 
 

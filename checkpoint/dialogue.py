@@ -58,8 +58,9 @@ class Dialogue:
     def ask(self, *, most: int) -> list[str] | None:
         """The next question, at most ``most`` texts; None when there is no more, or the owner has ended.
 
-        Raises Usage for what is no question: nothing that follows can be understood.
+        Raises Usage for what is no question, or too large a one: nothing that follows can be understood.
         """
+        self._room = self._largest
         count = self._text()
         if count is None:
             return None
@@ -95,11 +96,14 @@ class Dialogue:
         return fd in dict(poll.poll())
 
     def _text(self) -> bytes | None:
-        while b"\0" not in self._read:
+        while (end := self._read.find(b"\0")) < 0 and len(self._read) <= self._room:
             data = os.read(self._from, 65536) if self._is_ready(self._from, select.POLLIN) else b""
-            if not data or len(self._read) + len(data) > self._largest:
+            if not data:
                 return None
             self._read += data
+        if not 0 <= end <= self._room:
+            raise Usage(f"this is no question of a session: it is larger than {self._largest >> 10} KiB")
+        self._room -= end
         text, _, self._read = self._read.partition(b"\0")
         return text
 

@@ -155,3 +155,10 @@ class NotReported(CheckpointError):
     """The change is applied and durable, but its result could not be written to standard output."""
 
     exit_code = 22
+
+
+def shown(value: object) -> str:
+    """What was given, for an error: in one line, and whole or not at all. Half of a credential is not known for one when
+    it is taken out of what is said, and in a file may stand megabytes."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"a text of {len(text)} characters"

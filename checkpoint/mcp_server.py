@@ -36,7 +36,7 @@ from checkpoint import __version__, model
 from checkpoint._load import data_path
 from checkpoint.api import Checkpoints, Listed, Update, Workflow, document
 from checkpoint.codec import SCHEMA_FILE
-from checkpoint.errors import CheckpointError, NotFound, Usage
+from checkpoint.errors import CheckpointError, NotFound, Usage, shown
 from checkpoint.model import Owner, PlanStep, Status
 from checkpoint.render.text import to_json
 
@@ -384,7 +384,7 @@ async def _serve(session: Session) -> None:
 
     async def call_tool(_context: Any, params: CallToolRequestParams) -> CallToolResult:
         if params.name not in TOOLS:
-            raise MCPError(INVALID_PARAMS, f"there is no tool {params.name[:80]!r}")
+            raise MCPError(INVALID_PARAMS, f"there is no tool {shown(params.name)}")
         return await asyncio.to_thread(session.answer, params.name, params.arguments or {})
 
     server: Server[Any] = Server(

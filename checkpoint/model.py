@@ -24,6 +24,7 @@ from checkpoint.errors import (
     NotFound,
     StaleToken,
     Usage,
+    shown,
 )
 
 JsonObject = Mapping[str, Any]
@@ -305,10 +306,8 @@ def check_name(name: str, what: str) -> str:
     """``name`` itself. Raises Usage unless it is 1 to 64 of a-z 0-9 _ - and starts with a letter or digit."""
     if NAME.fullmatch(name):
         return name
-    # Whole or not at all: half of a credential is not known for one when it is taken out of what is said.
-    shown = repr(name) if len(name) <= 80 else f"a text of {len(name)} characters"
     raise Usage(
-        f"{shown} is no {what}: use 1 to 64 of a-z, 0-9, _ and -, beginning with a letter or digit",
+        f"{shown(name)} is no {what}: use 1 to 64 of a-z, 0-9, _ and -, beginning with a letter or digit",
     )
 
 

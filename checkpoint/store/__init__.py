@@ -11,7 +11,7 @@ from os import PathLike
 from typing import NamedTuple, Protocol
 
 from checkpoint._load import load
-from checkpoint.errors import CheckpointError, Conflict, Usage
+from checkpoint.errors import CheckpointError, Conflict, Usage, shown
 from checkpoint.model import ID, RUN_ID, Checkpoint, bare
 
 Change = Callable[[Checkpoint, datetime], Checkpoint]
@@ -117,5 +117,4 @@ def checked(name: str) -> str:
         return name
     if RUN_ID.fullmatch(name):
         return bare(name)
-    shown = repr(name) if len(name) <= 80 else f"a text of {len(name)} characters"
-    raise Usage(f"{shown} is no id of a checkpoint: an id holds a-z, 0-9, _ and -", hint="checkpoint-tool list --all")
+    raise Usage(f"{shown(name)} is no id of a checkpoint: an id holds a-z, 0-9, _ and -", hint="checkpoint-tool list --all")

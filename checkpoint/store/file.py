@@ -291,6 +291,10 @@ class FileStore:
                 folder.discard_temporaries(id)
                 self._swept.add(id)
             yield folder, lock
+        except OSError:
+            # On a failing disk its temporary file could not be removed either: the next change is to look for it.
+            self._swept.discard(id)
+            raise
         finally:
             lock.close()
 
