@@ -1,0 +1,1 @@
+"""What scripts/bench is made of: measuring, the groups that are measured, the tables and the plots."""
