@@ -7,7 +7,7 @@ tests. ``CHECKPOINT_PROVE`` says how far to go, and that a method which tried le
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +38,7 @@ METHODS = {
     "schedule": Method("one verb stopped at a system call while another runs to its end", 100, 4_000),
     "claim": Method("rounds of 32 processes that claim one checkpoint, half of them killed", 10, 200),
     "update": Method("updates of one checkpoint by 16 processes at once", 320, 3_200),
+    "hand-over": Method("owners killed while another waits for what they hold", 10, 200),
     "state machine": Method("calls of owners that die, come back late, rob and are robbed", 15_000, 100_000),
     "loader": Method("damaged, cut, flipped or invented records read", 50_000, 5_000_000),
     "session": Method("messages to a session, whole, broken or invented", 2_000, 50_000),
@@ -53,15 +54,19 @@ class Line(NamedTuple):
     points: int
     failures: int
     test: str
+    figure: str
 
 
-def tried(method: str, points: int, failures: int = 0) -> None:
-    """Note that ``points`` were tried, of which ``failures`` broke a promise. The test fails by itself for those."""
+def tried(method: str, points: int, failures: int = 0, figure: str = "") -> None:
+    """Note that ``points`` were tried, of which ``failures`` broke a promise. The test fails by itself for those.
+
+    ``figure``: what was measured on the way, for a line below the table.
+    """
     assert method in METHODS, method
     tally = os.environ.get(TALLY)
     if tally:
         test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
-        line = json.dumps(Line(method, points, failures, test)._asdict()) + "\n"
+        line = json.dumps(Line(method, points, failures, test, figure)._asdict()) + "\n"
         fd = os.open(tally, os.O_WRONLY | os.O_APPEND)
         os.write(fd, line.encode())
         os.close(fd)
@@ -76,7 +81,7 @@ def floor(method: str) -> int | None:
     return None if size is None else getattr(METHODS[method], size)
 
 
-def table(tallied: Iterable[Line], seconds: Mapping[str, float], methods: Iterable[str]) -> tuple[str, list[str]]:
+def table(tallied: Iterable[Line], seconds: Mapping[str, float], methods: Collection[str]) -> tuple[str, list[str]]:
     """(the summary in Markdown, the methods below their floor). ``seconds``: how long each test took."""
     rows = ["| method | what is done | tried | floor | failures | s |", "|---|---|---:|---:|---:|---:|"]
     low = []
@@ -93,4 +98,5 @@ def table(tallied: Iterable[Line], seconds: Mapping[str, float], methods: Iterab
         took = sum(seconds.get(test, 0) for test in {line.test for line in mine})
         least_text = "" if least is None else f"{least:,}" + (" **below**" if name in low else "")
         rows.append(f"| {name} | {METHODS[name].what} | {points:,} | {least_text} | {failures} | {took:.0f} |")
-    return "\n".join(rows), low
+    figures = sorted(f"\n{line.method}: {line.figure}" for line in tallied if line.figure and line.method in methods)
+    return "\n".join(rows) + "".join(figures), low

@@ -307,6 +307,7 @@ def broken(rounds: Sequence[dict[str, Any]]) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", range(8 if WHOLE else 2))
+@pytest.mark.proof("claim")
 def test_one_live_winner_where_half_of_32_are_killed_as_they_claim(workspace: Workspace, seed: int) -> None:
     count = 26 if WHOLE else 6
     rounds = python(workspace, RAIDS, str(workspace.store), str(count), str(PROCESSES), str(seed), "")
@@ -326,6 +327,7 @@ def test_planted_claims_without_a_lock_or_a_look_have_two_winners(workspace: Wor
     assert broken(python(workspace, RAIDS, str(workspace.store), "3", str(PROCESSES), "0", planted))
 
 
+@pytest.mark.proof("update")
 def test_no_update_of_16_writers_is_lost(workspace: Workspace) -> None:
     each = 200 if WHOLE else 20
     answers = python(workspace, UPDATES, str(workspace.store), "16", str(each))
@@ -457,11 +459,10 @@ def test_a_lock_that_is_not_let_go(workspace: Workspace) -> None:
     assert record["agent"] is None
 
 
-def report(what: str, seconds: Sequence[float], capsys: pytest.CaptureFixture[str]) -> None:
+def report(what: str, seconds: Sequence[float]) -> None:
     """Said, not judged: a loaded machine is slow."""
     cuts = quantiles(seconds, n=100, method="inclusive")
-    with capsys.disabled():
-        print(f"\nhand-over, {what}: p50 {cuts[49]:.3f} s, p99 {cuts[98]:.3f} s of {len(seconds)}")
+    tried("hand-over", len(seconds), figure=f"{what}: p50 {cuts[49]:.3f} s, p99 {cuts[98]:.3f} s of {len(seconds)}")
 
 
 def dies(workspace: Workspace, id: str, after_s: float) -> tuple[subprocess.Popen[bytes], Callable[[], float]]:
@@ -479,7 +480,8 @@ def dies(workspace: Workspace, id: str, after_s: float) -> tuple[subprocess.Pope
     return running, kill
 
 
-def test_a_waiting_heir_has_it_soon_after_the_owner_died(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.proof("hand-over")
+def test_a_waiting_heir_has_it_soon_after_the_owner_died(workspace: Workspace) -> None:
     lot = random.Random(1)
     seconds = []
     heir = subprocess.Popen(
@@ -501,11 +503,12 @@ def test_a_waiting_heir_has_it_soon_after_the_owner_died(workspace: Workspace, c
                 seconds.append(time.monotonic() - died)
         heir.stdin.close()
     assert heir.returncode == 0
-    report("Python", seconds, capsys)
+    report("waiting in Python", seconds)
     assert max(seconds) < 10
 
 
-def test_resume_wait_has_it_soon_after_the_owner_died(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.proof("hand-over")
+def test_resume_wait_has_it_soon_after_the_owner_died(workspace: Workspace) -> None:
     lot = random.Random(2)
     seconds = []
     for number in range(100 if WHOLE else 5):
@@ -518,5 +521,5 @@ def test_resume_wait_has_it_soon_after_the_owner_died(workspace: Workspace, caps
             seconds.append(time.monotonic() - died)
         assert waiting.returncode == 0
         assert json.loads(answer)["token"] == 2
-    report("resume --wait", seconds, capsys)
+    report("resume --wait", seconds)
     assert max(seconds) < 10

@@ -318,11 +318,13 @@ def drawn(seed: int, count: int) -> Iterator[tuple[bytes, Checkpoint | None]]:
 
 
 @pytest.mark.parametrize("name", SEEDS)
+@pytest.mark.proof("loader")
 def test_a_flipped_bit_or_a_cut_is_never_taken_for_another_record(name: str) -> None:
     hold(cuts_and_flips(name, all_bits=WHOLE))
 
 
 @pytest.mark.parametrize("seed", range(20))
+@pytest.mark.proof("loader")
 def test_whatever_a_file_holds_is_a_record_or_damage(seed: int) -> None:
     hold(drawn(seed, 250_000 if WHOLE else 2_500))
 
@@ -362,6 +364,7 @@ def test_no_input_takes_more_work_than_its_size_explains() -> None:
         assert calls <= 300 + len(raw), (calls, raw[:500])
 
 
+@pytest.mark.proof("loader")
 def test_each_file_of_a_store_full_of_damage_is_one_entry(workspace: Workspace) -> None:
     history = workspace.store / "done" / "deploy"
     history.mkdir(parents=True, mode=0o700)
@@ -493,6 +496,7 @@ def broken(lot: random.Random, message: bytes, largest: int) -> bytes:
     return message[:-1] + b"x" * (largest + 100_000) + (b"\0" if lot.random() < 0.5 else b"")
 
 
+@pytest.mark.proof("session")
 def test_a_session_understands_whole_questions_and_nothing_else() -> None:
     lot = random.Random(4)
     count = 0
@@ -541,6 +545,7 @@ def script(lot: random.Random, largest: int) -> bytes:
 
 
 @pytest.mark.parametrize("seed", range(20 if WHOLE else 2))
+@pytest.mark.proof("session")
 def test_a_session_answers_each_question_or_says_why_not(seed: int, make_workspace: Callable[[], Workspace]) -> None:
     lot = random.Random(seed)
     count = 0
@@ -757,6 +762,7 @@ def check_cron(lot: random.Random, parse: Callable[[str], cron.Cron] = cron.pars
 
 
 @pytest.mark.parametrize("seed", range(8))
+@pytest.mark.proof("cron")
 def test_cron_expressions_mean_what_they_say_or_are_refused_by_the_field(seed: int) -> None:
     lot = random.Random(seed)
     count = 11_000 if WHOLE else 200
@@ -765,6 +771,7 @@ def test_cron_expressions_mean_what_they_say_or_are_refused_by_the_field(seed: i
     tried("cron", count)
 
 
+@pytest.mark.proof("cron")
 def test_no_text_is_more_than_refused_as_a_cron_expression() -> None:
     lot = random.Random(9)
     count = 15_000 if WHOLE else 600

@@ -209,7 +209,6 @@ def kill_everywhere(bench: Bench, points: Sequence[Call] | None = None) -> list[
         except (AssertionError, ValueError) as error:
             found = [f"torn: {error}"]
         problems += [f"killed before {point}: {one}" for one in found]
-    tried("kill", len(points), len(problems))
     return [problem.replace(str(bench.place), "") for problem in problems]
 
 
@@ -294,7 +293,6 @@ def fail_everywhere(bench: Bench, points: Sequence[tuple[Call, str]]) -> list[st
             found.append(f"left behind: {sweep.temporaries(bench.store)}")
         found += bench.unlike_undisturbed(bench.retry())
         problems += [f"{error} at {point}: {one}" for one in found]
-    tried("error", len(points), len(problems))
     return [problem.replace(str(bench.place), "") for problem in problems]
 
 
@@ -337,6 +335,7 @@ def test_killed_before_any_call(name: str, tmp_path: Path) -> None:
     assert {"openat", "flock", "fsync", "close", "write"} <= names_of(bench.points)
     assert any(point.startswith(("rename", "unlink")) for point in names_of(bench.points)) or name == "start finished"
     problems = kill_everywhere(bench)
+    tried("kill", len(bench.points), len(problems))
     assert not problems, report(problems)
 
 
@@ -379,6 +378,7 @@ def test_the_program_itself_killed(verb: str, tmp_path: Path) -> None:
     print(f"{verb}: killed at {len(points)} points")
     assert len(points) >= 9
     problems = kill_everywhere(bench, points)
+    tried("kill", len(points), len(problems))
     verified = sweep.run(sweep.command_line("verify", store=bench.store), bench.place)
     assert verified.code == 0, verified
     assert not problems, report(problems)
@@ -396,6 +396,7 @@ def test_an_error_at_any_call(name: str, tmp_path: Path) -> None:
     assert len(points) >= (130 if bench.case.verb == "complete" else 70)
     assert {error for _, error in points} >= {"ENOSPC", "EIO", "EROFS", "EMFILE", "EDQUOT", "ENOLCK", "EINTR"}
     problems = fail_everywhere(bench, points)
+    tried("error", len(points), len(problems))
     assert not problems, report(problems)
 
 
@@ -413,6 +414,7 @@ def test_an_error_as_the_program_says_it(verb: str, tmp_path: Path) -> None:
     print(f"{verb}: failed at {len(points)} points")
     assert len(points) >= 8
     problems = fail_everywhere(bench, points)
+    tried("error", len(points), len(problems))
     assert not problems, report(problems)
 
 
@@ -424,6 +426,7 @@ def test_an_answer_that_cannot_be_written(verb: str, tmp_path: Path) -> None:
     for error in ("ENOSPC", "EIO", "EPIPE"):
         bench.reset()
         ended = sweep.failed_at(point, error, bench.argv, bench.place)
+        tried("error", 1)
         assert ended.code == 22, ended
         assert ended.err.count("\n") == 1
         assert sweep.essence(sweep.records(bench.store)) == sweep.essence(bench.after)

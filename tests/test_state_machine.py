@@ -662,6 +662,7 @@ VERBS = ("start", "resume", "begin", "complete", "fail", "retry", "note", "relea
 
 
 @pytest.mark.parametrize("number", range(8 if WHOLE else 1))
+@pytest.mark.proof("state machine")
 def test_owners_over_memory(number: int) -> None:
     calls = go(Owners, number, 460)
     tried("state machine", calls.total())
@@ -670,6 +671,7 @@ def test_owners_over_memory(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", range(8 if WHOLE else 1))
+@pytest.mark.proof("state machine")
 def test_owners_over_files_and_a_system_that_fails(number: int) -> None:
     calls = over_files(number)
     faults = Counter({name: calls.pop(name) for name in list(calls) if name.startswith("fault: ")})
