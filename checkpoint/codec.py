@@ -9,7 +9,7 @@ taking the newlines out of a file that we laid out gives its canonical form with
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from datetime import UTC, datetime
 from itertools import zip_longest
 from typing import Any, NamedTuple, TypeAlias
@@ -149,7 +149,7 @@ def _is_deeper(value: Any, levels: int) -> bool:
 def parse(text: str) -> Any:
     """A JSON value that a caller handed over. Raises ValueError, in the user's words."""
     try:
-        return json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
+        return _decoder.decode(text)
     except _DuplicateKey as error:
         raise ValueError(f"the key {shown(error.args[0])} stands twice") from None
     except RecursionError:
@@ -254,7 +254,7 @@ def decode(raw: bytes, id: str, *, name: str | None = None, sealed: bool = True)
                 _check_seal(fields, raw, name)
             checkpoint = _from_record(fields)
     except _Invalid as error:
-        raise _damaged(name, error.kind, f"{error.path}: {error.words}") from None
+        raise _damaged(name, error.kind, f"${error.path}: {error.words}") from None
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         # Whatever a file can hold, one bad one must not end the look at the others.
         raise _damaged(name, "schema", f"{type(error).__name__}: {error}") from None
@@ -263,22 +263,16 @@ def decode(raw: bytes, id: str, *, name: str | None = None, sealed: bool = True)
     return Encoded(checkpoint, raw)
 
 
-# A place in a record: "$", or a place above with a name or position. It is put into words only for an error: done for
-# each field, that was a quarter of the self-check's time over many files.
-_Path: TypeAlias = "str | tuple[_Path, str | int]"
-
-
 class _Invalid(Exception):
-    def __init__(self, path: _Path, words: str, kind: str = "schema") -> None:
-        super().__init__(path, words)
-        self.path, self.words, self.kind = _dotted(path), words, kind
+    """``path``: where in the record, put together on the way out. Handed down to each field instead, it was a quarter of
+    the self-check's time over many files."""
 
+    def __init__(self, words: str, kind: str = "schema", path: str = "") -> None:
+        super().__init__(words)
+        self.words, self.kind, self.path = words, kind, path
 
-def _dotted(path: _Path) -> str:
-    if isinstance(path, str):
-        return path
-    above, last = path
-    return f"{_dotted(above)}[{last}]" if isinstance(last, int) else f"{_dotted(above)}.{last}"
+    def within(self, place: str | int) -> None:
+        self.path = (f"[{place}]" if isinstance(place, int) else f".{place}") + self.path
 
 
 class _DuplicateKey(Exception):
@@ -311,9 +305,13 @@ def _finite(text: str) -> float:
     return number
 
 
+# Made once: json.loads makes one for each text.
+_decoder = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
+
+
 def _parse(raw: bytes, id: str) -> dict[str, Any]:
     try:
-        value = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
+        value = _decoder.decode(raw.decode("utf-8"))
     except UnicodeDecodeError:
         raise _damaged(id, "encoding", "it is not UTF-8 text") from None
     except _DuplicateKey as error:
@@ -357,80 +355,86 @@ def _check_seal(fields: dict[str, Any], raw: bytes, id: str) -> None:
         )
 
 
-# Each reader takes (value, path) and gives the value as the model has it, or raises _Invalid.
-_Reader = Callable[[Any, _Path], Any]
+# Each reader gives a value as the model has it, or raises _Invalid.
+_Reader = Callable[[Any], Any]
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)?")
 _is_time = _TIME.fullmatch
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 
 
-def _text(value: Any, path: _Path) -> str:
+def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise _Invalid(path, f"must be a string, is {_kind(value)}")
+        raise _Invalid(f"must be a string, is {_kind(value)}")
     return value
 
 
 def _matching(pattern: re.Pattern[str], what: str) -> _Reader:
     fits = pattern.fullmatch
 
-    def read(value: Any, path: _Path) -> str:
+    def read(value: Any) -> str:
         if not isinstance(value, str):
-            _text(value, path)
+            _text(value)
         elif fits(value):
             return value
-        raise _Invalid(path, f"must be {what}")
+        raise _Invalid(f"must be {what}")
 
     return read
 
 
-def _flag(value: Any, path: _Path) -> bool:
+def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise _Invalid(path, f"must be true or false, is {_kind(value)}")
+        raise _Invalid(f"must be true or false, is {_kind(value)}")
     return value
 
 
 def _whole(least: int) -> _Reader:
-    def read(value: Any, path: _Path) -> int:
+    def read(value: Any) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 1 << 63:
-            raise _Invalid(path, f"must be a whole number of at least {least}")
+            raise _Invalid(f"must be a whole number of at least {least}")
         return value
 
     return read
 
 
-def _time(value: Any, path: _Path) -> datetime:
-    match = _is_time(value if isinstance(value, str) else _text(value, path))
+def _time(value: Any) -> datetime:
+    match = _is_time(value if isinstance(value, str) else _text(value))
     if match is None:
-        raise _Invalid(path, "must be a date and time as in RFC 3339", "date")
+        raise _Invalid("must be a date and time as in RFC 3339", "date")
     if match[2] is None:
-        raise _Invalid(path, f"the date {value} has no time zone", "date")
+        raise _Invalid(f"the date {value} has no time zone", "date")
     try:
         moment = datetime.fromisoformat(value)
         return moment if match[2] == "Z" else moment.astimezone(UTC)
     except (ValueError, OverflowError):
-        raise _Invalid(path, f"{value} is no date", "date") from None
+        raise _Invalid(f"{value} is no date", "date") from None
 
 
-def _object(value: Any, path: _Path) -> dict[str, Any]:
+def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise _Invalid(path, f"must be an object, is {_kind(value)}")
+        raise _Invalid(f"must be an object, is {_kind(value)}")
+    return value
+
+
+def _array(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise _Invalid(f"must be an array, is {_kind(value)}")
     return value
 
 
 def _member(kind: type[Status] | type[StepStatus] | type[Cause]) -> _Reader:
     members = {member.value: member for member in kind}
 
-    def read(value: Any, path: _Path) -> Status | StepStatus | Cause:
-        found = members.get(_text(value, path))
+    def read(value: Any) -> Status | StepStatus | Cause:
+        found = members.get(_text(value))
         if found is None:
-            raise _Invalid(path, f"must be one of {', '.join(kind)}")
+            raise _Invalid(f"must be one of {', '.join(kind)}")
         return found
 
     return read
 
 
-def _anything(value: Any, _path: _Path) -> Any:
+def _anything(value: Any) -> Any:
     return value
 
 
@@ -443,6 +447,15 @@ class _OrNull(NamedTuple):
 
 def _or_null(read: _Reader) -> _OrNull:
     return _OrNull(read)
+
+
+def _at(place: str | int, reader: _Reader, value: Any) -> Any:
+    """What ``reader`` gives; an error of it names the place."""
+    try:
+        return reader(value)
+    except _Invalid as error:
+        error.within(place)
+        raise
 
 
 def _kind(value: Any) -> str:
@@ -466,8 +479,8 @@ _PROCESS: _Readers = {
 _STEP_PROCESS = _PROCESS | {"run_pid": _or_null(_whole(1)), "run_pid_started": _or_null(_whole(0))}
 
 
-def _process(value: Any, path: _Path) -> StepProcess:
-    known, extra = _read(value, path, _STEP_PROCESS)
+def _process(value: Any) -> StepProcess:
+    known, extra = _read(value, _STEP_PROCESS)
     return StepProcess(**known, extra=extra)
 
 
@@ -491,6 +504,7 @@ _STEP: _Readers = {
     "error": _or_null(_text),
     "reason": _or_null(_text),
 }
+_STEP_REQUIRED = frozenset({"name", "status"})
 _LEASE: _Readers = _PROCESS | {
     "owner": _text,
     "lease_s": _or_null(_whole(1)),
@@ -501,30 +515,29 @@ _LEASE: _Readers = _PROCESS | {
 _NOTE: _Readers = {"at": _time, "by": _text, "text": _text}
 
 
-def _notes(value: Any, path: _Path) -> tuple[Note, ...]:
-    if not isinstance(value, list):
-        raise _Invalid(path, f"must be an array, is {_kind(value)}")
-    notes = []
-    for position, item in enumerate(value):
-        known, extra = _read(item, (path, position), _NOTE)
-        notes.append(Note(**known, extra=extra))
-    return tuple(notes)
+def _note(value: Any) -> Note:
+    known, extra = _read(value, _NOTE)
+    return Note(**known, extra=extra)
 
 
-def _steps(value: Any, path: _Path) -> tuple[Step, ...]:
-    if not isinstance(value, list):
-        raise _Invalid(path, f"must be an array, is {_kind(value)}")
-    steps = []
-    for position, item in enumerate(value):
-        known, extra = _read(item, (path, position), _STEP, required=("name", "status"))
-        steps.append(Step(**known, extra=extra))
+def _notes(value: Any) -> tuple[Note, ...]:
+    return tuple(_at(position, _note, item) for position, item in enumerate(_array(value)))
+
+
+def _one_step(value: Any) -> Step:
+    known, extra = _read(value, _STEP, required=_STEP_REQUIRED)
+    return Step(**known, extra=extra)
+
+
+def _steps(value: Any) -> tuple[Step, ...]:
+    steps = tuple(_at(position, _one_step, item) for position, item in enumerate(_array(value)))
     if len({step.name for step in steps}) != len(steps):
-        raise _Invalid(path, "one step stands twice")
-    return tuple(steps)
+        raise _Invalid("one step stands twice")
+    return steps
 
 
-def _lease(value: Any, path: _Path) -> Lease:
-    known, extra = _read(value, path, _LEASE)
+def _lease(value: Any) -> Lease:
+    known, extra = _read(value, _LEASE)
     return Lease(**known, extra=extra)
 
 
@@ -561,37 +574,39 @@ _CHECKPOINT: _Readers = {
 _ENVELOPE = ("schema", "schema_sha256", "digest")
 
 
-def _read(
-    value: Any, path: _Path, readers: _Readers, required: tuple[str, ...] | None = None
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read(value: Any, readers: _Readers, required: Set[str] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """The known fields as the model has them, and the unknown ones as they are."""
-    fields = _object(value, path)
+    fields = _object(value)
     wanted = readers.keys() if required is None else required
-    if not fields.keys() >= set(wanted):
-        missing = next(name for name in wanted if name not in fields)
-        raise _Invalid(path, f"the field {missing!r} is missing")
+    if not wanted <= fields.keys():
+        missing = next(name for name in readers if name in wanted and name not in fields)
+        raise _Invalid(f"the field {missing!r} is missing")
     known = {}
     extra = {}
-    for name, item in fields.items():
-        reader = readers.get(name)
-        if reader is None:
-            extra[name] = item
-        elif type(reader) is not _OrNull:
-            known[name] = reader(item, (path, name))
-        else:
-            known[name] = None if item is None else reader.read(item, (path, name))
+    try:
+        for name, item in fields.items():
+            reader = readers.get(name)
+            if reader is None:
+                extra[name] = item
+            elif type(reader) is not _OrNull:
+                known[name] = reader(item)
+            else:
+                known[name] = None if item is None else reader.read(item)
+    except _Invalid as error:
+        error.within(name)
+        raise
     return known, extra
 
 
 def _from_record(fields: dict[str, Any]) -> Checkpoint:
-    known, extra = _read(fields, "$", _CHECKPOINT)
+    known, extra = _read(fields, _CHECKPOINT)
     for name in _ENVELOPE:
         extra.pop(name, None)
     checkpoint = Checkpoint(**known, extra=extra)
     if checkpoint.lease is not None and checkpoint.lease.token != checkpoint.token:
-        raise _Invalid("$.lease.token", "must be the last token issued ($.token)")
+        raise _Invalid("must be the last token issued ($.token)", path=".lease.token")
     if checkpoint.unfinished != (checkpoint.finished_at is None):
-        raise _Invalid("$.finished_at", f"must {'be null' if checkpoint.unfinished else 'stand'}: {checkpoint.status}")
+        raise _Invalid(f"must {'be null' if checkpoint.unfinished else 'stand'}: {checkpoint.status}", path=".finished_at")
     return checkpoint
 
 
@@ -652,12 +667,12 @@ def _upgraded(fields: dict[str, Any]) -> Checkpoint:
     It had no runs, so the run id is made from what never changes in it, and no leases, so a step that is current may
     have begun: it is in doubt. What v1 has no field for is kept in the data, under its own name.
     """
-    id = _name(fields.get("workflowId"), "$.workflowId")
-    created = _time(fields.get("createdAt", fields.get("updatedAt")), "$.createdAt")
-    updated = _time(fields.get("updatedAt", fields.get("createdAt")), "$.updatedAt")
-    status_text = _text(fields.get("status", "in_progress"), "$.status")
+    id = _at("workflowId", _name, fields.get("workflowId"))
+    created = _at("createdAt", _time, fields.get("createdAt", fields.get("updatedAt")))
+    updated = _at("updatedAt", _time, fields.get("updatedAt", fields.get("createdAt")))
+    status_text = _at("status", _text, fields.get("status", "in_progress"))
     if status_text not in _ANCESTOR_STATUS:
-        raise _Invalid("$.status", f"must be one of {', '.join(_ANCESTOR_STATUS)}")
+        raise _Invalid(f"must be one of {', '.join(_ANCESTOR_STATUS)}", path=".status")
     status = _ANCESTOR_STATUS[status_text]
     steps: dict[str, Step] = {}
     for field, step_status in (
@@ -668,7 +683,7 @@ def _upgraded(fields: dict[str, Any]) -> Checkpoint:
         value = fields.get(field)
         names = value if isinstance(value, list) else [] if value in (None, "") else [value]
         for position, item in enumerate(names):
-            name = _STEP["name"](item, f"$.{field}[{position}]" if isinstance(value, list) else f"$.{field}")
+            name = _at(f"{field}[{position}]" if isinstance(value, list) else field, _STEP["name"], item)
             moment = None if step_status is StepStatus.PENDING else updated
             steps.setdefault(
                 name,
@@ -694,9 +709,9 @@ def _upgraded(fields: dict[str, Any]) -> Checkpoint:
         run_id=f"{milliseconds[:8]}-{milliseconds[8:]}-8{seed[13:16]}-8{seed[17:20]}-{seed[20:32]}",
         fingerprint=fingerprint,
         status=status,
-        agent=None if agent is None else _text(agent, "$.agentId"),
-        handoff_to=None if (heir := fields.get("handoffTo")) is None else _text(heir, "$.handoffTo"),
-        notes=tuple(Note(updated, "ancestor", _text(text, "$.notes")) for text in texts),
+        agent=None if agent is None else _at("agentId", _text, agent),
+        handoff_to=None if (heir := fields.get("handoffTo")) is None else _at("handoffTo", _text, heir),
+        notes=tuple(Note(updated, "ancestor", _at("notes", _text, text)) for text in texts),
         data={key: value for key, value in fields.items() if key not in _ANCESTOR_KNOWN},
         open_plan=True,
         steps=tuple(steps.values()),
