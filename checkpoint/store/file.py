@@ -304,17 +304,18 @@ class FileStore:
         lock = LockFile(locks, id)
         try:
             while True:
-                if try_lock(lock.fd):
-                    if lock.is_current():
-                        return lock
-                    lock.close()
-                    lock = LockFile(locks, id)
-                    continue
+                taken = try_lock(lock.fd)
+                if taken and lock.is_current():
+                    return lock
                 if time.monotonic() >= deadline:
                     raise Locked(
                         f"{id} is being changed by process {lock.read()[1]}, which has not let go for {LOCK_WAIT_S:.0f} s",
                         hint=f"checkpoint-tool show {id}",
                     )
+                if taken:  # a file that somebody removed: others lock another one
+                    lock.close()
+                    lock = LockFile(locks, id)
+                    continue
                 # Of different length for each waiter, so that they do not all come back at the same moment.
                 time.sleep(pause * (0.5 + time.perf_counter_ns() % 1000 / 1000))
                 pause = min(pause * 1.5, 0.02)
