@@ -353,8 +353,8 @@ def test_killed_killed_again_and_tried_again(name: str, part: int, tmp_path: Pat
 
 # The whole command line for what the lean verbs do.
 PROGRAM = {
-    "start": ("start", "deploy", "--steps", "build,publish", "--owner", sweep.OWNER),
-    "resume": ("resume", "deploy"),
+    "start": ("start", "deploy", "--steps", "build,publish", "--owner", sweep.OWNER, "--json"),
+    "resume": ("resume", "deploy", "--json"),
     "begin": ("update", "deploy", "--add", "build", "--begin", "build"),
     "update": ("update", "deploy", "--complete", "build"),
     "heartbeat": ("heartbeat", "deploy"),
@@ -363,7 +363,7 @@ PROGRAM = {
     "complete": ("complete", "deploy"),
     "fail": ("fail", "deploy", "--reason", "it broke"),
     "cancel": ("cancel", "deploy", "--reason", "not wanted"),
-    "prune": ("prune", "--older-than", "0s", "--apply"),
+    "prune": ("prune", "--keep", "0", "--apply"),
     "repair": ("repair", "deploy", "--accept"),
 }
 VERBS = {name: PROGRAM[name] for name in ("update", "complete")}
