@@ -173,7 +173,9 @@ class Bench:
         found = []
         # What is set aside is no longer there to be set aside.
         set_aside = self.case.verb == "quarantine" and ended.code == 10
-        if not set_aside and (ended.code != 0 or not ended.out or ended.err):
+        # The command line has words for people on stderr, and of a prune that finds nothing left there is nothing to say.
+        speechless = self.in_process and (not ended.out or bool(ended.err))
+        if not set_aside and (ended.code != 0 or speechless):
             found.append(f"the retry ended with {ended}")
         if not self.is_new(self.case.loose):
             found.append(f"the retry gave {sweep.essence(state)}, an undisturbed run {sweep.essence(self.after)}")
