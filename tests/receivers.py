@@ -36,6 +36,9 @@ class Web:
         outer = self
 
         class Handle(BaseHTTPRequestHandler):
+            # The answer in one piece: in two, whoever counts the calls that read it would count now one and now two.
+            wbufsize = -1
+
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 outer.requests.append(Request(self.command, self.path, dict(self.headers.items()), body))
