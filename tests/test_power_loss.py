@@ -204,7 +204,7 @@ def test_the_power_is_cut_while_a_killed_one_is_tried_again(name: str, quick: Pa
     sweep.tracer()
     bench = Enumerated(CASES[name], quick)
     part = slice(None) if WHOLE else slice(5, None, 6)
-    none_wrong(bench, bench.kill_and_cut_everywhere(part), 8 if name == "start finished" else 50)
+    none_wrong(bench, bench.kill_and_cut_everywhere(part), {"start finished": 8, "prune": 40}.get(name, 50))
 
 
 @pytest.mark.parametrize("name", ENUMERATED_BOUNDED if WHOLE else ["update"])
