@@ -1146,9 +1146,10 @@ ckpt_step trapped true
 
 @with_session
 def test_a_signal_trap_with_a_step_in_it_at_any_moment(workspace: Workspace, shell: str, background: Begin) -> None:
+    # The trap counts and begins its step in one command: bash runs it within itself, and between two the count is another's.
     text = """
 n=0
-trap 'n=$((n + 1)); ckpt_step --add "trap-$n" true' USR1
+trap 'ckpt_step --add "trap-$((n += 1))" true' USR1
 ckpt_start deploy
 ./pause ready
 i=0
