@@ -154,11 +154,12 @@ class Repair(NamedTuple):
 
 
 class Pruned(NamedTuple):
-    """What ``prune`` removed, or would remove."""
+    """What ``prune`` removed, or would remove. ``unreadable``: files that it could not judge, and left alone."""
 
     candidates: tuple[Listed, ...]
     kept: int
     applied: bool
+    unreadable: int
 
 
 class Update(NamedTuple):
@@ -548,13 +549,17 @@ class Checkpoints:
 
         One of the two may be left out; with neither, 30 days count. Never unfinished, pinned or damaged ones. A key
         whose receipt is forgotten starts a new run when it is used again. Without ``apply`` only says what it would do.
+        Where it has to stop halfway (Locked, StoreUnavailable), the message says how many are gone.
         """
         if older_than_s is None and keep is None:
             older_than_s = 30 * 24 * 3600
         now = self.store.now()
         found: dict[str, Listed] = {}
+        unreadable = 0
         for listed in (self._listed(entry, now) for entry in self.store.scan(finished=True)):
-            if listed.view is not None and not listed.view.checkpoint.unfinished:
+            if listed.view is None:
+                unreadable += 1
+            elif not listed.view.checkpoint.unfinished:
                 # One that is moved while we look is met in both places. Counted twice it would be one too many to keep.
                 found[listed.view.checkpoint.run_id] = listed
         finished = sorted(found.values(), key=lambda listed: _finished_at(listed), reverse=True)
@@ -567,18 +572,27 @@ class Checkpoints:
             old = older_than_s is None or now - _finished_at(listed) >= timedelta(seconds=older_than_s)
             if old and (keep is None or rank > keep) and not checkpoint.pinned:
                 candidates.append(listed)
-        removed = [*candidates]
-        for listed in candidates if apply else ():
+        removed = []
+        for listed in candidates:
             assert listed.view is not None
             checkpoint = listed.view.checkpoint
-            # One that still stands among the unfinished ones (its process died in between) goes first to where it
-            # belongs, so that the tokens it was issued are remembered.
-            self.store.archive(checkpoint.id, checkpoint.run_id)
             try:
-                self.store.delete(_name_of(checkpoint), checkpoint.run_id)
+                if apply:
+                    # One that still stands among the unfinished ones (its process died in between) goes first to where
+                    # it belongs, so that the tokens it was issued are remembered.
+                    self.store.archive(checkpoint.id, checkpoint.run_id)
+                    self.store.delete(_name_of(checkpoint), checkpoint.run_id)
             except InvalidTransition:
-                removed.remove(listed)  # pinned since we looked
-        return Pruned(tuple(removed), len(finished) - len(removed), apply)
+                continue  # pinned since we looked
+            except Damaged:
+                unreadable += 1
+                continue
+            except CheckpointError as error:
+                if removed:
+                    error.message = f"{len(removed)} of {len(candidates)} runs are removed, then: {error.message}"
+                raise
+            removed.append(listed)
+        return Pruned(tuple(removed), len(finished) - len(removed), apply, unreadable)
 
     def pin(self, name: str, pinned: bool = True) -> View:
         """Keep a run from ``prune``, or no longer. Anybody may: it changes nothing about the work."""

@@ -55,7 +55,8 @@ def act(verb: str, store: str, key: str | None = None) -> dict[str, object]:
     if verb == "steal":
         return _told(checkpoints.resume(id, steal_reason="it hangs"))
     if verb == "prune":
-        return {"removed": len(checkpoints.prune(older_than_s=0, apply=True).candidates)}
+        pruned = checkpoints.prune(older_than_s=0, apply=True)
+        return {"removed": len(pruned.candidates), "unreadable": pruned.unreadable}
     if verb == "repair":
         return {"kept": bool(checkpoints.repair(id, accept=True).kept)}
     if verb == "quarantine":

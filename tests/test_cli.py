@@ -1149,8 +1149,10 @@ def test_a_damaged_file_does_not_stop_prune(workspace: Workspace) -> None:
     old = age(workspace, finish(workspace, "old"), 40)
     bad = age(workspace, finish(workspace, "bad"), 40)
     os.truncate(bad, 100)
-    workspace.tool("prune", "--apply")
+    result = ok(workspace, "prune", "--apply")
     assert (old.exists(), bad.exists()) == (False, True)
+    assert "1 could not be read, and are left alone: checkpoint-tool verify" in result.err
+    assert record(workspace, "prune")["unreadable"] == 1
 
 
 def test_pin_of_an_unfinished_run_lasts(workspace: Workspace) -> None:

@@ -212,6 +212,23 @@ def test_repair_sets_aside_and_reseals(store: Store) -> None:
     assert store.create(run()).token == stolen.token + 1
 
 
+def test_threads_that_list_at_once_see_all(store: Store) -> None:
+    for number in range(200):
+        store.create(run(id=f"run-{number}", workflow=f"run-{number}"))
+    seen: list[int] = []
+
+    def work() -> None:
+        for _ in range(15):
+            seen.append(len([*store.scan()]))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [200] * 60
+
+
 def test_threads_lose_no_update(store: Store) -> None:
     store.create(run(open_plan=True))
 

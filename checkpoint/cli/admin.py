@@ -107,15 +107,18 @@ def prune(
     result = checkpoints.prune(older_than_s=seconds(older_than), keep=keep, apply=apply)
     if json:
         removed = [_brief(listed) for listed in result.candidates]
-        emit(text.to_json({"applied": apply, "removed": removed, "kept": result.kept}) + "\n", changed=apply)
+        fields = {"applied": apply, "removed": removed, "kept": result.kept, "unreadable": result.unreadable}
+        emit(text.to_json(fields) + "\n", changed=apply)
         return
     lines = []
     for listed in result.candidates:
-        fields = _brief(listed)
-        lines.append(text.to_tsv((fields["id"], fields["run_id"], fields["status"], fields["finished_at"])))
+        brief = _brief(listed)
+        lines.append(text.to_tsv((brief["id"], brief["run_id"], brief["status"], brief["finished_at"])))
     emit("".join(line + "\n" for line in lines), changed=apply)
     count = len(result.candidates)
     say(f"{count} removed, {result.kept} kept" if apply else f"{count} would be removed (--apply does it), {result.kept} kept")
+    if result.unreadable:
+        say(f"{result.unreadable} could not be read, and are left alone: checkpoint-tool verify")
 
 
 def pin(id: Id, json: Json = False, store: Store = None) -> None:

@@ -108,7 +108,13 @@ class Folder:
         self.close()
 
     def names(self) -> list[str]:
-        return os.listdir(self.fd)
+        # Opened anew: the position in a listing belongs to the open file, and two threads that list through one
+        # descriptor, or a listing that could not be wound back at its end, would miss entries.
+        fd = os.open(".", _FOLDER, dir_fd=self.fd)
+        try:
+            return os.listdir(fd)
+        finally:
+            os.close(fd)
 
     def has(self, name: str) -> bool:
         """Whether an entry of that name stands here, whatever it is."""
