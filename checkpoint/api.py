@@ -572,7 +572,7 @@ class Checkpoints:
             old = older_than_s is None or now - _finished_at(listed) >= timedelta(seconds=older_than_s)
             if old and (keep is None or rank > keep) and not checkpoint.pinned:
                 candidates.append(listed)
-        removed = []
+        removed: list[Listed] = []
         for listed in candidates:
             assert listed.view is not None
             checkpoint = listed.view.checkpoint
@@ -590,6 +590,7 @@ class Checkpoints:
             except CheckpointError as error:
                 if removed:
                     error.message = f"{len(removed)} of {len(candidates)} runs are removed, then: {error.message}"
+                    error.args = (error.message,)
                 raise
             removed.append(listed)
         return Pruned(tuple(removed), len(finished) - len(removed), apply, unreadable)

@@ -59,6 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _unknown(f"a bug in the self-check: {type(error).__name__}: {error}", json=json)
 
 
+def script() -> NoReturn:
+    """The program: ``main``, and the end of the process."""
+    process.leave(main())
+
+
 def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     options = configured(parser(), argv, environ)
     stores = stores_of(options, environ)
@@ -347,4 +352,4 @@ def _say(words: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from checkpoint.selfcheck import main
+from checkpoint.selfcheck import script
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from checkpoint.cli import main
+from checkpoint.__main__ import script
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 from conftest import TOOL, Result, Workspace
 
+from checkpoint import Checkpoints
+from checkpoint.errors import StoreUnavailable
+
 TERMINAL = [("complete", "completed"), ("fail", "failed"), ("cancel", "cancelled")]
 FULL = Path("/dev/full")
 
@@ -1153,6 +1156,45 @@ def test_a_damaged_file_does_not_stop_prune(workspace: Workspace) -> None:
     assert (old.exists(), bad.exists()) == (False, True)
     assert "1 could not be read, and are left alone: checkpoint-tool verify" in result.err
     assert record(workspace, "prune")["unreadable"] == 1
+
+
+def test_one_folder_of_finished_runs_that_is_unsafe_hides_no_other(workspace: Workspace) -> None:
+    runs = [finish(workspace, f"w{number}") for number in range(3)]
+    ok(workspace, "start", "live")
+    workspace.file("live").write_text(workspace.file("live").read_text().replace("in_progress", "in_progressS"))
+    (workspace.store / "done" / "w1").chmod(0o777)
+    result = workspace.tool("verify")
+    assert result.code == 12, result
+    assert "done/w1" in result.out
+    assert "live.json" in result.out
+    for run in (runs[0], runs[2]):
+        assert record(workspace, "show", run["run_id"])["status"] == "completed"
+    result = workspace.tool("show", runs[1]["run_id"])
+    assert result.code == 17, result
+    assert "others may write into the folder" in result.err, "not: there is none"
+    assert workspace.tool("show", "01a1ff83-08fc-71c7-bffa-803e2b767dd6").code == 17, "it may stand in what cannot be read"
+    result = ok(workspace, "prune", "--keep", "0", "--apply")
+    assert "2 removed" in result.err
+    assert "2 could not be read" in result.err
+    assert sorted(path.name for path in (workspace.store / "done").glob("*/*.json")) == [f"{runs[1]['run_id']}.json"]
+
+
+def test_prune_that_has_to_stop_says_how_far_it_came(workspace: Workspace) -> None:
+    for number in range(3):
+        finish(workspace, f"w{number}")
+    checkpoints = Checkpoints(workspace.store)
+    store, stop = checkpoints.store, StoreUnavailable("the disk is full")
+    delete, calls = store.delete, iter([None, stop])
+
+    def failing(name: str, run_id: str) -> None:
+        if error := next(calls):
+            raise error
+        delete(name, run_id)
+
+    store.delete = failing  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable, match=r"^1 of 3 runs are removed, then: the disk is full$"):
+        checkpoints.prune(keep=0, apply=True)
+    assert len([*(workspace.store / "done").glob("*/*.json")]) == 2
 
 
 def test_pin_of_an_unfinished_run_lasts(workspace: Workspace) -> None:

@@ -349,6 +349,7 @@ class FileStore:
         file = name + _SUFFIX
         if folder.has(file):
             return folder, file, name
+        closed: Exception | None = None
         done = self._done(folder)
         if done is not None:
             if done.has(file):
@@ -360,14 +361,19 @@ class FileStore:
                     return history, max(runs), name
             if RUN_ID.fullmatch(name):
                 for workflow in done.names():
-                    if done.is_folder(workflow):
-                        history = done.child(workflow)
-                        if history.has(file):
-                            return history, file, workflow
+                    try:
+                        if done.is_folder(workflow):
+                            history = done.child(workflow)
+                            if history.has(file):
+                                return history, file, workflow
+                    except (OSError, StoreUnavailable) as error:
+                        closed = error  # of another workflow, as a rule: it must not hide the runs of all
         if RUN_ID.fullmatch(name):
             for entry in self.scan(finished=True):
                 if entry.checkpoint is not None and model.bare(entry.checkpoint.run_id) == name:
                     return self._locate(folder, entry.checkpoint.id)
+        if closed is not None:
+            raise closed
         raise NotFound(f"there is no checkpoint {said!r} in {self.location}", hint="checkpoint-tool list --all")
 
     def _done(self, folder: Folder) -> Folder | None:

@@ -56,6 +56,7 @@ before() { mkdir "$place"; }
 one() { [ -e "$place/step-$n" ] || { true; : >"$place/step-$n"; sync "$place/step-$n" "$place"; }; }
 """,
 }
+STEP_BUDGET = 1.15
 CONTROL = "raw protocol, measured again"
 DURABLE = {
     "raw": "one file, replaced: no lock, no owner, no check of what is read",
@@ -189,15 +190,18 @@ def step(bench: Bench) -> Group:
         "DBOS": ("DBOS, a step", f"one transaction; {DURABLE['dbos']}"),
         "LangGraph": ("LangGraph, a step", f"two transactions of one sync each; {DURABLE['langgraph']}"),
     }
+    own = statistics.median(taken["checkpoint"]) - statistics.median(raw)
     rows = []
     for name, (what, note) in shown.items():
         if name in taken:
             ours = name == "checkpoint"
             said = f"{note} ({facts[name]})" if facts[name] else note
-            rows.append(Row(what, taken[name], raw, budget=1.15 if ours else None, note=said, axis=axis, ours=ours))
+            rows.append(Row(what, taken[name], raw, budget=STEP_BUDGET if ours else None, note=said, axis=axis, ours=ours))
     text = (
         "A step in a process that runs already, of a workflow of 10 steps, from before its begin to when its end is durable. "
-        "The raw protocol is: temporary file, fsync, rename, fsync of the folder; twice, with the bytes of our two records."
+        "The raw protocol is: temporary file, fsync, rename, fsync of the folder; twice, with the bytes of our two records. "
+        f"What ours takes beyond that, {own:.2f} ms, is work of the processor, not of the disk: the slower the disk, the "
+        f"nearer to 1. The budget of {STEP_BUDGET} is met where the raw protocol takes {own / (STEP_BUDGET - 1):.1f} ms."
     )
     left_out = bench.lacking("DBOS", "dbos") + bench.lacking("LangGraph", "langgraph-checkpoint-sqlite")
     return Group("step", "One durable step", text, rows, left_out)
