@@ -589,8 +589,7 @@ class Checkpoints:
                 continue
             except CheckpointError as error:
                 if removed:
-                    error.message = f"{len(removed)} of {len(candidates)} runs are removed, then: {error.message}"
-                    error.args = (error.message,)
+                    error.preceded_by(f"{len(removed)} of {len(candidates)} runs are removed")
                 raise
             removed.append(listed)
         return Pruned(tuple(removed), len(finished) - len(removed), apply, unreadable)
@@ -893,7 +892,7 @@ class Workflow:
         ``attempt``: which attempt it was, where the caller ran it; else nobody may be at it.
         Secrets in ``outcome.output`` and ``outcome.error`` are redacted. ``run_too``: the run is nothing but this
         command, and ends with it: completed or failed; one with a key is given back instead, to be tried again.
-        Raises NotFound, InvalidTransition, StaleToken, Locked.
+        Raises NotFound, InvalidTransition; StaleToken, Locked, StoreUnavailable with how the command ended.
         """
         output, error = (text and secrets.redact(text) for text in (outcome.output, outcome.error))
         told = outcome._replace(output=output, error=error)
@@ -909,12 +908,18 @@ class Workflow:
             return model.finish(after, Status.FAILED, standing, now, reason=told.error)
 
         try:
-            self._write(change, renew=not run_too)
-        except Usage:  # the record is full: what happened matters more than what was printed
-            told = told._replace(output=None)
-            self._write(change, renew=not run_too)
-        if not self.checkpoint.unfinished:
-            self._archive()
+            try:
+                self._write(change, renew=not run_too)
+            except Usage:  # the record is full: what happened matters more than what was printed
+                told = told._replace(output=None)
+                self._write(change, renew=not run_too)
+            if not self.checkpoint.unfinished:
+                self._archive()
+        except (StaleToken, Locked, StoreUnavailable) as failure:
+            how = f"exit status {outcome.exit_code}" if outcome.exit_code is not None else outcome.signal
+            if how and outcome.started:
+                failure.preceded_by(f"step {name!r} of {self.id} ran ({how})")
+            raise
         return self.checkpoint
 
     def complete_step(self, name: str, result: Any = None) -> Checkpoint:

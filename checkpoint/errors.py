@@ -20,6 +20,11 @@ class CheckpointError(Exception):
     def name(self) -> str:
         return type(self).__name__
 
+    def preceded_by(self, done: str) -> None:
+        """Say first what was done before it came to this, for an exit status alone reads as "nothing"."""
+        self.message = f"{done}, then: {self.message}"
+        self.args = (self.message,)
+
 
 class Usage(CheckpointError):
     """An argument that cannot be taken as it is: nothing was read or written."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from checkpoint import codec, model, process  # noqa: F401 - loaded before the store is touched
 from checkpoint.api import Checkpoints, Update, Workflow, owner
 from checkpoint.errors import CheckpointError
+from checkpoint.model import Outcome
 from checkpoint.render import text
 from checkpoint.store import file, flock  # noqa: F401
 
@@ -61,11 +62,13 @@ def act(verb: str, store: str, key: str | None = None) -> dict[str, object]:
         return {"kept": bool(checkpoints.repair(id, accept=True).kept)}
     if verb == "quarantine":
         return {"kept": bool(checkpoints.repair(id, quarantine=True).kept)}
-    if verb == "pin":
-        return {"pinned": checkpoints.pin(id).checkpoint.pinned}
+    if verb in ("pin", "unpin"):
+        return {"pinned": checkpoints.pin(id, verb == "pin").checkpoint.pinned}
     run = checkpoints.open(id)
     if verb == "begin":
         run.begin("build")
+    elif verb == "end":
+        run.end("build", Outcome(exit_code=0))
     elif verb == "update":
         run.update(Update(complete=["build"]))
     elif verb == "finish-steps":

@@ -28,13 +28,13 @@ class Method(NamedTuple):
 METHODS = {
     "kill": Method("SIGKILL before a system call, of a verb, of `run`, of the self-check", 260, 1_000),
     "double kill": Method("killed, tried again and killed again, tried again", 40, 5_000),
-    "error": Method("a system call answered with an error", 600, 1_500),
+    "error": Method("a system call answered with an error", 600, 10_000),
     "limit": Method("a file system that is full, read-only or without inodes; RLIMIT_FSIZE, RLIMIT_NOFILE", 5, 10),
     "crash state": Method("states that a power cut may leave by POSIX, enumerated", 600, 3_300),
-    "ext4 ordered": Method("killed, then the power cut, on a real ext4 data=ordered", 0, 500),
-    "ext4 writeback": Method("the same with data=writeback", 0, 500),
-    "ext4 fast-commit": Method("the same with fast commits", 0, 500),
-    "xfs": Method("the same on XFS", 0, 500),
+    "ext4 ordered": Method("killed, then the power cut, on a real ext4 data=ordered", 1, 500),
+    "ext4 writeback": Method("the same with data=writeback", 1, 500),
+    "ext4 fast-commit": Method("the same with fast commits", 1, 500),
+    "xfs": Method("the same on XFS", 1, 500),
     "schedule": Method("one verb stopped at a system call while another runs to its end", 100, 4_000),
     "claim": Method("rounds of 32 processes that claim one checkpoint, half of them killed", 10, 200),
     "update": Method("updates of one checkpoint by 16 processes at once", 320, 3_200),
@@ -45,7 +45,7 @@ METHODS = {
     "cron": Method("cron expressions, made up or broken", 2_000, 100_000),
     "hostile": Method("things planted in a store, or in what names a file", 40, 40),
     "credential": Method("made-up credentials, looked for in all that is written", 200, 200),
-    "mutant": Method("planted bugs, each caught by the method named for it", 0, 20),
+    "mutant": Method("planted bugs, each caught by the method named for it", 3, 20),
 }
 
 

@@ -225,7 +225,7 @@ def _timeless(value: Any) -> Any:
         return {
             name: (inner is not None) if name.endswith("_at") or name == "at" else _timeless(inner)
             for name, inner in value.items()
-            if name not in ("digest", "run_id", "boot_id", "pid", "pid_started")
+            if name not in ("digest", "run_id", "boot_id", "pid", "pid_started", "duration_ms")
         }
     if isinstance(value, str):
         return _MOMENT.sub("TIME", value)

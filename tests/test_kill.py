@@ -97,7 +97,9 @@ CASES = {
     "heartbeat": Case("heartbeat", ("start",), loose=_RENEWED),
     "release": Case("release", ("start",), loose=_RENEWED),
     "hand over": Case("hand-over", ("start",), loose=_RENEWED),
+    "end": Case("end", ("start", "begin"), loose=_RENEWED),
     "pin": Case("pin", ("start",)),
+    "unpin": Case("unpin", ("start", "pin")),
     "complete": Case("complete", _STEPS_DONE),
     "complete keyed": Case("complete", _STEPS_DONE, key="release-1"),
     "fail": Case("fail", ("start",)),
@@ -361,16 +363,21 @@ def test_killed_killed_again_and_tried_again(name: str, part: int, tmp_path: Pat
 PROGRAM = {
     "start": ("start", "deploy", "--steps", "build,publish", "--owner", sweep.OWNER, "--json"),
     "resume": ("resume", "deploy", "--json"),
+    "steal": ("resume", "deploy", "--steal", "--reason", "it hangs", "--owner", "robber", "--json"),
     "begin": ("update", "deploy", "--add", "build", "--begin", "build"),
     "update": ("update", "deploy", "--complete", "build"),
+    "end": ("end", "deploy", "build", "--exit-code", "0"),
     "heartbeat": ("heartbeat", "deploy"),
     "release": ("release", "deploy"),
+    "hand over": ("release", "deploy", "--to", "another"),
     "pin": ("pin", "deploy"),
+    "unpin": ("unpin", "deploy"),
     "complete": ("complete", "deploy"),
     "fail": ("fail", "deploy", "--reason", "it broke"),
     "cancel": ("cancel", "deploy", "--reason", "not wanted"),
     "prune": ("prune", "--keep", "0", "--apply"),
     "repair": ("repair", "deploy", "--accept"),
+    "quarantine": ("repair", "deploy", "--quarantine"),
 }
 VERBS = {name: PROGRAM[name] for name in ("update", "complete")}
 

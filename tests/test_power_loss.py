@@ -324,7 +324,8 @@ class Volume:
 
     def said(self) -> str:
         """The line of the kernel on this mount, and for fast commits how many there were."""
-        (line,) = [line for line in Path("/proc/self/mounts").read_text().splitlines() if line.split()[1] == str(self.place)]
+        named = str(self.place).replace(" ", r"\040")  # proc_pid_mounts(5), as in fstab(5)
+        (line,) = [line for line in Path("/proc/self/mounts").read_text().splitlines() if line.split()[1] == named]
         fast = Path("/proc/fs/ext4", Path(line.split()[0]).name, "fc_info")
         return line + (f" {fast.read_text().splitlines()[1]}" if fast.exists() else "")
 

@@ -2030,6 +2030,7 @@ def test_the_end_that_cannot_be_written_leaves_the_step_in_doubt(workspace: Work
     argv = (need_program("strace"), "-qq", "-o", "log", "-e", f"inject={names}:error=ENOSPC:when=3+", TOOL)
     result = workspace.run(*argv, "run", "deploy", "a", *sh("echo x >> count"))
     assert (result.code, (workspace.path / "count").read_text()) == (17, "x\n"), result
+    assert "step 'a' of deploy ran (exit status 0), then: the store" in result.err
     assert "No space left" in result.err
     assert (step(workspace)["status"], status(workspace)) == ("begun", (31, "interrupted"))
     assert workspace.temporaries() == []

@@ -65,9 +65,12 @@ def _line(row: Row, judged: bool) -> str:
     return f"| {what} | {digits(middle)} {row.unit} | {spread} | {ratio} | {budget} | {_verdict(row, judged)} | {row.note} |"
 
 
+TITLE = "# Benchmarks"
+
+
 def markdown(groups: Sequence[Group], header: Sequence[str]) -> str:
     lines = [
-        "# Benchmarks",
+        TITLE,
         "",
         "Written by `scripts/bench --write docs/bench`, in one run: the same work by everybody, in turn, round after round",
         "(A, B, C, A, B, C, ...), the median and the spread (the quartiles; the least and the most where winners are counted).",
