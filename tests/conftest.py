@@ -158,8 +158,9 @@ _took: dict[str, float] = {}
 
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # the workers of xdist add to the file of the process that started them
-        fd, os.environ[proof.TALLY] = tempfile.mkstemp(prefix="proof-")
-        os.close(fd)
+        tally = Path(tempfile.mkdtemp(prefix="proof-"), "tally")
+        tally.touch()
+        os.environ[proof.TALLY] = str(tally)
         for number in (signal.SIGTERM, signal.SIGHUP):  # as after Ctrl-C: what was tried is told, and nothing is left
             signal.signal(number, signal.default_int_handler)
 
@@ -182,7 +183,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     methods = os.environ.get("CHECKPOINT_PROVE_METHODS", "").split(",")
     chosen = [name for name in proof.METHODS if name in methods or methods == [""]]
     summary, low = proof.table(proof.lines(tally), _took, chosen)
-    tally.unlink()
+    shutil.rmtree(tally.parent, ignore_errors=True)  # with what a worker that was ended has left there
     session.config.stash[_PROOF] = summary, low
     if low and session.exitstatus == 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from conftest import ROOT, TOOL, lacking, need_program
 from lean import OWNER, Ended
+from proof import scratch
 
 # Code that follows may come first, to plant a bug.
 LEAN = """
@@ -81,7 +82,7 @@ def tracer() -> tuple[str, ...]:
 @functools.cache
 def _frozen() -> Path:
     """A copy of the program: somebody at work in the checkout while the sweep runs would change the counts."""
-    folder = Path(tempfile.mkdtemp(prefix="sweep-"))
+    folder = Path(tempfile.mkdtemp(prefix="sweep-", dir=scratch()))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for part in ("checkpoint", "schemas"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 from conftest import ROOT
-from proof import WHOLE, tried
+from proof import WHOLE, scratch, tried
 
 DISK, FILE, FLOCK = "checkpoint/store/disk.py", "checkpoint/store/file.py", "checkpoint/store/flock.py"
 MODEL, CODEC, PROCESS = "checkpoint/model.py", "checkpoint/codec.py", "checkpoint/process.py"
@@ -296,7 +296,7 @@ def _shown(place: Path, method: str) -> tuple[int, str]:
 @functools.cache
 def _sound(method: str) -> str:
     """Nothing, or what the method says of the program as it is: then it would be no wonder that it fails."""
-    with tempfile.TemporaryDirectory(prefix="mutant-") as place:
+    with tempfile.TemporaryDirectory(prefix="mutant-", dir=scratch()) as place:
         code, said = _shown(_copy(Path(place)), method)
     return "" if code == 0 else said
 
