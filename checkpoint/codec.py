@@ -9,9 +9,8 @@ taking the newlines out of a file that we laid out gives its canonical form with
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import UTC, datetime
-from itertools import zip_longest
 from typing import Any, NamedTuple, TypeAlias
 
 from checkpoint.errors import Damaged, SchemaMismatch, Usage, shown
@@ -50,7 +49,7 @@ class Encoded(NamedTuple):
     checkpoint: Checkpoint
     raw: bytes
     fields: Mapping[str, str] = {}
-    steps: tuple[str, ...] = ()
+    steps: Sequence[str] = ()
 
 
 # --- writing -----------------------------------------------------------------------------------------------------------
@@ -78,14 +77,14 @@ def encode(checkpoint: Checkpoint, previous: Encoded | None = None) -> Encoded:
     return Encoded(checkpoint, raw, fields, steps)
 
 
-def _pieces(checkpoint: Checkpoint, old: Encoded) -> tuple[dict[str, str], dict[str, str], tuple[str, ...]]:
+def _pieces(checkpoint: Checkpoint, old: Encoded) -> tuple[dict[str, str], dict[str, str], list[str]]:
     """The text of every top-level field with the digest among them, those that ``old`` can be reused for, the steps."""
     old_steps = old.checkpoint.steps[: len(old.steps)]
-    steps = tuple(
+    steps = [
         line if step is old_step else _compact(_step_record(step, sparse=True))
-        for step, old_step, line in zip_longest(checkpoint.steps, old_steps, old.steps)
-        if step is not None
-    )
+        for step, old_step, line in zip(checkpoint.steps, old_steps, old.steps, strict=False)
+    ]
+    steps += [_compact(_step_record(step, sparse=True)) for step in checkpoint.steps[len(steps) :]]
     fields = {
         name: old.fields[name] if value is old_value and name in old.fields else f'"{name}":{_compact(_plain(name, value))}'
         for name, value, old_value in zip(Checkpoint._fields, checkpoint, old.checkpoint, strict=True)
