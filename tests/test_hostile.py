@@ -117,7 +117,7 @@ class Place:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.store = root / "work" / "memory" / "checkpoints"
+        self.store = root / "desk" / "memory" / "checkpoints"
         self.record = self.store / "deploy.json"
         self.outside = root / "outside"
         self.precious = self.outside / "precious"
@@ -278,8 +278,8 @@ def moved(path: str, to: str) -> Callable[[Place], None]:
     """A folder of the workspace is moved outside, and a link to it left in its place."""
 
     def plant(place: Place) -> None:
-        (place.root / "work" / path).rename(place.outside / to)
-        (place.root / "work" / path).symlink_to(place.outside / to)
+        (place.root / "desk" / path).rename(place.outside / to)
+        (place.root / "desk" / path).symlink_to(place.outside / to)
 
     return plant
 
@@ -334,9 +334,9 @@ PLANTED: dict[str, Case] = {
     "record: link to a text outside": Case(link("deploy.json", "precious"), BAD),
     "record: link to a folder": Case(link("deploy.json", "folder"), BAD),
     "record: dangling link": Case(link("deploy.json", "nowhere"), BAD),
-    "record: link to itself": Case(link("deploy.json", "../work/memory/checkpoints/deploy.json"), BAD),
+    "record: link to itself": Case(link("deploy.json", "../desk/memory/checkpoints/deploy.json"), BAD),
     "record: link to a FIFO": Case(link("deploy.json", "pipe"), BAD),
-    "record: link to a good record inside": Case(link("deploy.json", "../work/memory/checkpoints/good.json"), BAD),
+    "record: link to a good record inside": Case(link("deploy.json", "../desk/memory/checkpoints/good.json"), BAD),
     "record: hard link": Case(hard_link("deploy.json", "deploy.json"), BAD),
     "record: FIFO": Case(fifo("deploy.json"), BAD),
     "record: socket": Case(a_socket("deploy.json"), BAD),
@@ -639,7 +639,7 @@ def test_a_name_that_is_none_leads_nowhere(name: str, session: Session, template
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "d\u0435ploy"])
 def test_nor_by_the_verbs_that_run_a_command(name: str, template: Path, tmp_path: Path) -> None:
     place = copied(template, tmp_path / "root")
-    workspace = Workspace(place.root / "work")
+    workspace = Workspace(place.root / "desk")
     elsewhere, inside = place.elsewhere(), place.inside()
     ran = ("--", "touch", str(place.asked / "ran"))
     for argv in (("run", name, "a"), ("run", "deploy", name), ("exec", name), ("exec", "job", "--label", name)):
@@ -853,7 +853,7 @@ class Tags(HTMLParser):
 
 @pytest.mark.proof("hostile")
 def test_what_the_self_check_says_and_writes(held: Place) -> None:
-    workspace = Workspace(held.root / "work")
+    workspace = Workspace(held.root / "desk")
     files = {kind: held.asked / kind for kind in ("log", "metrics", "html", "notices")}
     options = [f"--{kind}={path}" for kind, path in files.items() if kind != "notices"]
     elsewhere = held.elsewhere()
@@ -891,11 +891,11 @@ def on_terminal(place: Place, *argv: str, until: str) -> str:
     main, side = pty.openpty()
     os.set_blocking(main, False)
     take = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp(sys.argv[1], sys.argv[1:])"
-    env = Workspace(place.root / "work").environ({"TERM": "xterm-256color", "COLUMNS": "300", "LINES": "100"})
+    env = Workspace(place.root / "desk").environ({"TERM": "xterm-256color", "COLUMNS": "300", "LINES": "100"})
     streams = {"stdin": side, "stdout": side, "stderr": side}
     program = [sys.executable, "-I", "-c", take, TOOL, *argv]
     written, deadline = b"", time.monotonic() + 60
-    with subprocess.Popen(program, cwd=place.root / "work", env=env, start_new_session=True, **streams) as running:
+    with subprocess.Popen(program, cwd=place.root / "desk", env=env, start_new_session=True, **streams) as running:
         os.close(side)
         while time.monotonic() < deadline and (running.poll() is None or select.select([main], [], [], 0)[0]):
             if select.select([main], [], [], 0.1)[0]:
