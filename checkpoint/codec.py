@@ -32,10 +32,16 @@ from checkpoint.model import (
 
 SCHEMA = "checkpoint/v1"
 SCHEMA_FILE = "schemas/checkpoint.v1.schema.json"
-SCHEMA_SHA256 = "3701830b75fc83cbfdcedec89d6f345b8d0c7b8b480b13d92f5e0fa9a3c3b0e1"
+SCHEMA_SHA256 = "e735720d5ae115cdf5b7cebaf0a76ff366d2d6632709874560a509b275fa8d2a"
 """SHA-256 of the bytes of SCHEMA_FILE, as a literal because reading the file would cost every start; a test compares."""
 
-EDITIONS = frozenset({SCHEMA_SHA256, "7bf7279d03e9be905073781931167ff2f920de29335d408259d27377ddae0496"})
+EDITIONS = frozenset(
+    {
+        SCHEMA_SHA256,
+        "3701830b75fc83cbfdcedec89d6f345b8d0c7b8b480b13d92f5e0fa9a3c3b0e1",
+        "7bf7279d03e9be905073781931167ff2f920de29335d408259d27377ddae0496",
+    }
+)
 """Every published edition of the schema file, this one and earlier ones: records under any of them are read."""
 
 MAX_DEPTH = 64
@@ -171,7 +177,7 @@ def timestamp(moment: datetime) -> str:
 
 _encoder = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 _compact = _encoder.encode
-_DEFAULTS: dict[str, Any] = {"attempts": 0, "once": False, "added": False}
+_DEFAULTS: dict[str, Any] = {"attempts": 0, "once": False, "added": False, "claims": 0}
 _ENVELOPE_PIECES = {"schema": f'"schema":"{SCHEMA}"', "schema_sha256": f'"schema_sha256":"{SCHEMA_SHA256}"'}
 _KINDS = {str: "a string", int: "a number", float: "a number", bool: "a boolean", list: "an array", type(None): "null"}
 
@@ -473,13 +479,20 @@ _PROCESS: _Readers = {
     "pid": _or_null(_whole(1)),
     "pid_started": _or_null(_whole(0)),
 }
-
-
-_STEP_PROCESS = _PROCESS | {"run_pid": _or_null(_whole(1)), "run_pid_started": _or_null(_whole(0))}
+_PROCESS_REQUIRED = frozenset(_PROCESS) | {"run_pid", "run_pid_started"}
+_STEP_PROCESS: _Readers = _PROCESS | {
+    "run_pid": _or_null(_whole(1)),
+    "run_pid_started": _or_null(_whole(0)),
+    "time_ns": _or_null(_whole(0)),
+    "caller": _or_null(_text),
+    "group": _or_null(_whole(1)),
+    "session": _or_null(_whole(1)),
+    "begun_ticks": _or_null(_whole(0)),
+}
 
 
 def _process(value: Any) -> StepProcess:
-    known, extra = _read(value, _STEP_PROCESS)
+    known, extra = _read(value, _STEP_PROCESS, required=_PROCESS_REQUIRED)
     return StepProcess(**known, extra=extra)
 
 
@@ -491,6 +504,7 @@ _STEP: _Readers = {
     "once": _flag,
     "added": _flag,
     "token": _or_null(_whole(0)),
+    "claims": _whole(0),
     "begun_at": _or_null(_time),
     "ended_at": _or_null(_time),
     "exit_code": _or_null(_whole(0)),
@@ -499,6 +513,7 @@ _STEP: _Readers = {
     "duration_ms": _or_null(_whole(0)),
     "output": _or_null(_text),
     "process": _or_null(_process),
+    "command_sha256": _or_null(_hash),
     "result": _anything,
     "error": _or_null(_text),
     "reason": _or_null(_text),
@@ -510,7 +525,12 @@ _LEASE: _Readers = _PROCESS | {
     "token": _whole(1),
     "acquired_at": _time,
     "expires_at": _or_null(_time),
+    "uid": _or_null(_whole(0)),
+    "time_ns": _or_null(_whole(0)),
+    "terminal": _or_null(_whole(1)),
 }
+# Fields that came later are not required: records of earlier editions are read.
+_LEASE_REQUIRED = frozenset(_LEASE) - {"uid", "time_ns", "terminal"}
 _NOTE: _Readers = {"at": _time, "by": _text, "text": _text}
 
 
@@ -536,7 +556,7 @@ def _steps(value: Any) -> tuple[Step, ...]:
 
 
 def _lease(value: Any) -> Lease:
-    known, extra = _read(value, _LEASE)
+    known, extra = _read(value, _LEASE, required=_LEASE_REQUIRED)
     return Lease(**known, extra=extra)
 
 
@@ -555,6 +575,7 @@ _CHECKPOINT: _Readers = {
     "data_schema": _or_null(_object),
     "data_schema_sha256": _or_null(_hash),
     "open_plan": _flag,
+    "invoked": _flag,
     "steps": _steps,
     "lease": _or_null(_lease),
     "token": _whole(0),
@@ -570,6 +591,7 @@ _CHECKPOINT: _Readers = {
     "pinned": _flag,
     "revision": _whole(1),
 }
+_CHECKPOINT_REQUIRED = frozenset(_CHECKPOINT) - {"invoked"}
 _ENVELOPE = ("schema", "schema_sha256", "digest")
 
 
@@ -598,7 +620,7 @@ def _read(value: Any, readers: _Readers, required: Set[str] | None = None) -> tu
 
 
 def _from_record(fields: dict[str, Any]) -> Checkpoint:
-    known, extra = _read(fields, _CHECKPOINT)
+    known, extra = _read(fields, _CHECKPOINT, required=_CHECKPOINT_REQUIRED)
     for name in _ENVELOPE:
         extra.pop(name, None)
     checkpoint = Checkpoint(**known, extra=extra)

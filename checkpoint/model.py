@@ -123,8 +123,15 @@ class Note(NamedTuple):
 
 
 class StepProcess(NamedTuple):
-    """The process of a step's command, named as a lease names its holder, and that of the ``run`` which will record its
-    end: while one of them lives, the step is being worked on."""
+    """Who carries a step out, and what finds the processes that outlive them.
+
+    ``pid``: the step's command, None where the caller does the step itself (a shell function, Python); ``run_pid``: the
+    caller, which will record the end of the step: ``run``, a script or its subshell, a Python process. While one of
+    them lives, the step is at work. ``caller``: which handle of that process it is (a thread, a request): another one
+    of the same owner is refused. ``group`` and ``session``: process group and session of the command, or of the caller;
+    ``begun_ticks``: clock ticks from boot to the beginning of the step, by which a process that the step started is told
+    from older ones.
+    """
 
     host: str
     boot_id: str | None
@@ -133,11 +140,16 @@ class StepProcess(NamedTuple):
     pid_started: int | None
     run_pid: int | None
     run_pid_started: int | None
+    time_ns: int | None = None
+    caller: str | None = None
+    group: int | None = None
+    session: int | None = None
+    begun_ticks: int | None = None
     extra: JsonObject = {}
 
     @property
     def run(self) -> "StepProcess":
-        """The process that runs the command, in place of the command itself."""
+        """The process that will record the end of the step, in place of its command."""
         return self._replace(pid=self.run_pid, pid_started=self.run_pid_started)
 
 
@@ -146,8 +158,10 @@ class Step(NamedTuple):
 
     ``token``: the fencing token under which it last began. ``added``: appended later, not part of the declared plan.
     ``once``: its effect must not be repeated blindly. ``reason``: why it was skipped. ``extra``: fields that a newer
-    version wrote, kept as they are. Of a command: ``exit_code``, or ``signal``, the name of the one that ended it;
-    ``cause``; ``duration_ms``; ``output``: the last of what it printed; ``process``: while it is begun.
+    version wrote, kept as they are. ``claims``: under how many claims it began since it last ended well, which tells
+    a crash loop from retries. ``process``: who carries it out, while it is begun. Of a command: ``exit_code``, or
+    ``signal``, the name of the one that ended it; ``cause``; ``duration_ms``; ``output``: the last of what it printed;
+    ``command_sha256``: of its arguments, by which another command under the same name is noticed.
 
     Begun with ``ended_at``: its command has ended without success, and whether it took effect is not known.
     """
@@ -158,6 +172,7 @@ class Step(NamedTuple):
     once: bool = False
     added: bool = False
     token: int | None = None
+    claims: int = 0
     begun_at: datetime | None = None
     ended_at: datetime | None = None
     exit_code: int | None = None
@@ -166,6 +181,7 @@ class Step(NamedTuple):
     duration_ms: int | None = None
     output: str | None = None
     process: StepProcess | None = None
+    command_sha256: str | None = None
     result: Any = None
     error: str | None = None
     reason: str | None = None
@@ -194,9 +210,11 @@ class Outcome(NamedTuple):
 
 
 class Owner(NamedTuple):
-    """Who asks for a claim, or writes: a name, and where it can be proven, a process.
+    """Who asks for a claim, or writes: a name for people, and where it can be proven, a process.
 
-    ``lease_s``: seconds a claim holds after the last write; None where the process itself is the proof.
+    ``lease_s``: seconds a claim holds after the last write; None where the process itself is the proof. ``uid``: the
+    user. ``terminal``: pid of the leader of a terminal session, which started at ``pid_started``: the claim holds by
+    time, and ends with that session at the latest.
     """
 
     name: str
@@ -206,10 +224,13 @@ class Owner(NamedTuple):
     pid: int | None
     pid_started: int | None
     lease_s: int | None
+    uid: int | None = None
+    time_ns: int | None = None
+    terminal: int | None = None
 
 
 class Lease(NamedTuple):
-    """The resume lock as data: from the claim to ``complete``, ``release`` or the owner's death."""
+    """The resume lock as data: from the claim to ``complete``, ``release`` or the owner's death. Fields as of Owner."""
 
     owner: str
     host: str
@@ -221,14 +242,18 @@ class Lease(NamedTuple):
     token: int
     acquired_at: datetime
     expires_at: datetime | None
+    uid: int | None = None
+    time_ns: int | None = None
+    terminal: int | None = None
     extra: JsonObject = {}
 
 
 class Checkpoint(NamedTuple):
     """The durable record of one run of a workflow. Times are aware datetimes in UTC, durations whole seconds.
 
-    ``open_plan``: steps may be appended as they come. ``token``: the last fencing token issued. ``reason``: why it is
-    blocked, failed, cancelled or was completed by force. ``extra``: fields of a newer version, kept as they are.
+    ``open_plan``: steps may be appended as they come. ``invoked``: it is one command, begun by ``exec``. ``token``: the
+    last fencing token issued. ``reason``: why it is blocked, failed, cancelled or was completed by force. ``extra``:
+    fields of a newer version, kept as they are.
     """
 
     id: str
@@ -249,6 +274,7 @@ class Checkpoint(NamedTuple):
     data_schema: JsonObject | None = None
     data_schema_sha256: str | None = None
     open_plan: bool = False
+    invoked: bool = False
     steps: tuple[Step, ...] = ()
     lease: Lease | None = None
     token: int = 0
@@ -751,6 +777,7 @@ def begin_step(
         attempts=step.attempts + 1,
         once=step.once or once,
         token=checkpoint.token,
+        claims=step.claims + (step.token != checkpoint.token),
         begun_at=now,
         ended_at=None,
         result=None,
