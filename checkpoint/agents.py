@@ -16,10 +16,11 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from checkpoint import model, monitor, process
+from checkpoint import model, monitor
 from checkpoint.codec import timestamp
 from checkpoint.errors import CheckpointError, Damaged, NotFound
-from checkpoint.model import HELD, Checkpoint, Owner, RunState, Step
+from checkpoint.liveness import Look
+from checkpoint.model import HELD, Checkpoint, Owner, RunState, Standing
 from checkpoint.monitor import Policy, Reason
 from checkpoint.render.text import duration, to_json
 from checkpoint.store import Entry, open_store
@@ -228,14 +229,9 @@ def _read(place: str, who: Owner, agent: str | None, deadline: float, seen: _See
     try:
         store = open_store(place)
         now = store.now()
-        remnants = functools.cache(process.remnants)
-
-        def remains(checkpoint: Checkpoint, step: Step) -> bool:
-            began, group = step.begun_at or checkpoint.created_at, checkpoint.lease.pid if checkpoint.lease else None
-            return remnants().of(checkpoint.run_id, step.name, group, began.timestamp())
-
+        look = Look()
         for entry in store.scan():
-            _sort(entry, who, agent, now, remains, seen)
+            _sort(entry, who, agent, now, lambda checkpoint: look.standing(checkpoint, store, now), seen)
             if time.monotonic() >= deadline:
                 return
         seen.ended = True
@@ -248,14 +244,13 @@ def _read(place: str, who: Owner, agent: str | None, deadline: float, seen: _See
 
 
 def _sort(
-    entry: Entry, who: Owner, agent: str | None, now: datetime, remains: Callable[[Checkpoint, Step], bool], seen: _Seen
+    entry: Entry, who: Owner, agent: str | None, now: datetime, stands: Callable[[Checkpoint], Standing], seen: _Seen
 ) -> None:
     try:
         if entry.error is not None:
             raise entry.error
         assert entry.checkpoint is not None
-        standing = model.standing(entry.checkpoint, process.liveness, now, remains)
-        seen.found.append(_unfinished(entry.checkpoint, standing, who, agent, now))
+        seen.found.append(_unfinished(entry.checkpoint, stands(entry.checkpoint), who, agent, now))
     except CheckpointError as error:
         kind = error.kind if isinstance(error, Damaged) else error.name
         seen.unreadable.append(Unreadable(entry.name[:_KEPT], kind, error.message[:_KEPT]))
@@ -263,7 +258,7 @@ def _sort(
         seen.unreadable.append(Unreadable(entry.name[:_KEPT], "bug", f"{type(error).__name__}: {error}"[:_KEPT]))
 
 
-def _unfinished(checkpoint: Checkpoint, standing: model.Standing, who: Owner, agent: str | None, now: datetime) -> Unfinished:
+def _unfinished(checkpoint: Checkpoint, standing: Standing, who: Owner, agent: str | None, now: datetime) -> Unfinished:
     if model.is_held_by(checkpoint, who, None, standing):
         whose = Whose.YOURS
     elif standing.held:

@@ -13,6 +13,7 @@ and the answer to the question who is alive.
 
 import functools
 import hashlib
+import itertools
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, ParamSpec, TypeVar
 
-from checkpoint import codec, model, process, secrets
+from checkpoint import codec, liveness, model, process, secrets
 from checkpoint._load import load
 from checkpoint.errors import (
     AlreadyExists,
@@ -56,7 +57,7 @@ from checkpoint.model import (
     StepStatus,
     View,
 )
-from checkpoint.store import DEFAULT_STORE, Entry, Store, open_store
+from checkpoint.store import DEFAULT_STORE, Attestation, Entry, Store, open_store
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -79,7 +80,8 @@ def owner(name: str | None = None, *, pid: int | None = None, lease_s: int | Non
     ``pid``: the process whose life is the proof of ownership, by default this one. ``lease_s``: seconds that a claim
     holds after the last write wherever that proof cannot be had (from another host, in a container), and with
     ``time_held`` without any: for callers that end after each call. 30 minutes unless given; where the kernel's proof
-    will do, no limit. Raises Usage when no such process runs.
+    will do, no limit. With ``time_held`` alone the owner is the terminal session, if there is one: the claim ends with
+    it, if not before. Raises Usage when no such process runs.
     """
     if name is not None:
         _check_text(name, "owner", 256)
@@ -89,8 +91,13 @@ def owner(name: str | None = None, *, pid: int | None = None, lease_s: int | Non
         if who is None:
             raise Usage(f"no process runs under the pid {pid}, and an owner must be running")
     assert who is not None
+    terminal = None
     if name is None:
-        caller = who if who.pid is not None else process.parent()
+        caller = who
+        if who.pid is None:
+            session = process.terminal_session() if lease_s is None else None
+            terminal = session and session.pid
+            caller = session or process.parent()
         name = process.owner_name(caller.pid or 0)
         # The name is made from a pid, and pids come again: the start time tells two of one name apart.
         who = who._replace(pid_started=caller.pid_started)
@@ -107,6 +114,9 @@ def owner(name: str | None = None, *, pid: int | None = None, lease_s: int | Non
         pid=who.pid,
         pid_started=who.pid_started,
         lease_s=lease_s,
+        uid=process.user(),
+        time_ns=who.time_ns,
+        terminal=terminal,
     )
 
 
@@ -187,6 +197,7 @@ class Checkpoints:
     ``store``: a folder (made by the first ``start``), ``"memory:"``, or a Store. ``owner``: who claims and writes,
     by default this process: the kernel proves whether it lives, and a claim ends with it. ``allow_secrets``: rules
     (docs/secrets.md) by which a text may look like a credential and is taken all the same; a note says so.
+    ``caller_pid``: the process that carries steps out, by default this one, each of its handles and threads for itself.
     """
 
     def __init__(
@@ -195,6 +206,7 @@ class Checkpoints:
         *,
         owner: Owner | None = None,
         allow_secrets: Collection[str] = (),
+        caller_pid: int | None = None,
     ) -> None:
         self.store: Store = open_store(store) if isinstance(store, str | Path) else store
         self.owner = owner if owner is not None else _owner()
@@ -202,6 +214,7 @@ class Checkpoints:
         if unknown:
             raise Usage(f"there is no rule {unknown[0]!r} for secrets; the rules are {', '.join(secrets.RULES)}")
         self.allow_secrets = frozenset(allow_secrets)
+        self._caller_pid = caller_pid
 
     # --- begin and take over -----------------------------------------------------------------------------------------
 
@@ -264,7 +277,7 @@ class Checkpoints:
                 idempotency_key=key,
                 fingerprint=fingerprint,
                 plan=plan,
-                owner=self.owner,
+                owner=self._claimant(),
                 now=now,
                 agent=agent,
                 handoff_to=handoff_to,
@@ -288,8 +301,8 @@ class Checkpoints:
                 return checkpoint
             entered = model.enter(
                 checkpoint,
-                self.owner,
-                _standing(checkpoint, now),
+                self._claimant(),
+                self._standing(checkpoint, now),
                 now,
                 plan=plan,
                 fingerprint=fingerprint,
@@ -391,14 +404,14 @@ class Checkpoints:
         while True:
             now = self.store.now()
             run_id = _run_id(now) if label is None else f"{label}:{_run_id(now)}"
-            fresh = _fresh_command(workflow, run_id, plan, self.owner, now, process)
+            fresh = _fresh_command(workflow, run_id, plan, self._claimant(), now, process)
             taken = False
             for earlier in self._unfinished(workflow):
                 if earlier.id == workflow and earlier.fingerprint != fresh.fingerprint:
                     raise model.plan_conflict(earlier, plan)
                 if earlier.idempotency_key not in (None, earlier.run_id):
                     continue  # under a key of the caller's, and tried again under that key
-                if not _standing(earlier, now).held:
+                if not self._standing(earlier, now).held:
                     self._close_interrupted(earlier)
                 elif earlier.id == workflow and not overlap:
                     self._refuse_held(workflow)  # it began since we looked
@@ -603,8 +616,8 @@ class Checkpoints:
 
     def _claim(self, id: str, agent: str | None, steal_reason: str | None) -> "Workflow":
         def change(checkpoint: Checkpoint, now: datetime) -> Checkpoint:
-            standing = _standing(checkpoint, now)
-            return model.claim(checkpoint, self.owner, standing, now, agent=agent, steal_reason=steal_reason)
+            standing = self._standing(checkpoint, now)
+            return model.claim(checkpoint, self._claimant(), standing, now, agent=agent, steal_reason=steal_reason)
 
         claimed = self.store.update(id, change)
         return Workflow(self, claimed, token=claimed.token)
@@ -650,12 +663,42 @@ class Checkpoints:
             worth_waiting="held by somebody else" in passed,
         )
 
+    def _claimant(self, owner: Owner | None = None) -> Owner:
+        """Who claims: ``owner``, by default the one of all. Where other hosts write too, its claim holds by time: they
+        cannot see whether its process lives."""
+        who = owner or self.owner
+        return who._replace(lease_s=model.DEFAULT_LEASE_S) if who.lease_s is None and self.store.shared else who
+
+    def _caller(self, handle: str) -> StepProcess | None:
+        """Who carries a step out: the process, and unless that is another one, which ``handle`` of it."""
+        who = process.itself() if self._caller_pid is None else process.of(self._caller_pid)
+        if who is None or who.pid is None:
+            return None
+        group, session = process.group_of(who.pid)
+        return StepProcess(
+            host=who.host,
+            boot_id=who.boot_id,
+            pid_ns=who.pid_ns,
+            pid=None,
+            pid_started=None,
+            run_pid=who.pid,
+            run_pid_started=who.pid_started,
+            time_ns=who.time_ns,
+            caller=handle if self._caller_pid is None else None,
+            group=group,
+            session=session,
+            begun_ticks=process.ticks(),
+        )
+
+    def _standing(self, checkpoint: Checkpoint, now: datetime) -> Standing:
+        return liveness.standing(checkpoint, self.store, now)
+
     def _listed(self, entry: Entry, now: datetime) -> Listed:
         view = None if entry.checkpoint is None else self._view(entry.checkpoint, now)
         return Listed(entry.name, entry.place, view, entry.error)
 
     def _view(self, checkpoint: Checkpoint, now: datetime) -> View:
-        return model.view(checkpoint, _standing(checkpoint, now))
+        return model.view(checkpoint, self._standing(checkpoint, now))
 
     def _entry(self, name: str) -> Entry:
         try:
@@ -692,7 +735,7 @@ class Checkpoints:
 
     def _run_status(self, checkpoint: Checkpoint) -> RunStatus:
         now = self.store.now()
-        return RunStatus(checkpoint, model.run_state(checkpoint, _standing(checkpoint, now), now))
+        return RunStatus(checkpoint, model.run_state(checkpoint, self._standing(checkpoint, now), now))
 
     def _unfinished(self, workflow: str) -> Sequence[Checkpoint]:
         """The unfinished runs of ``workflow``. Raises Damaged or SchemaMismatch for the one without a key."""
@@ -711,7 +754,7 @@ class Checkpoints:
 
     def _refuse_held(self, id: str) -> None:
         def refuse(checkpoint: Checkpoint, now: datetime) -> Checkpoint:
-            standing = _standing(checkpoint, now)
+            standing = self._standing(checkpoint, now)
             if checkpoint.unfinished and standing.held:
                 model.claim(checkpoint, self.owner, standing, now)
             return checkpoint
@@ -766,10 +809,20 @@ class Workflow:
         self._name = _name_of(checkpoint)
         self.token = token
         """The fencing token that every write carries; None for a handle that claimed nothing."""
+        self._handle = next(_handles)
+        self._proof: Attestation | None = None
+        self.attest(process.own_pid())
 
     @property
     def id(self) -> str:
         return self.checkpoint.id
+
+    def attest(self, pid: int) -> None:
+        """Hold a lock for as long as this handle holds the claim, if that is one of process ``pid``: by it the claim is
+        known to be alive, or dead, also where that process cannot be seen (another container of this kernel)."""
+        lease = self.checkpoint.lease
+        if self._proof is None and lease is not None and lease.token == self.token and lease.pid == pid:
+            self._proof = self._checkpoints.store.attest(self.checkpoint)
 
     @property
     def location(self) -> str:
@@ -815,6 +868,8 @@ class Workflow:
             }
         )
 
+        caller = self.caller()
+
         def change(checkpoint: Checkpoint, standing: Standing, now: datetime) -> Checkpoint:
             after = checkpoint
             for name in update.add:
@@ -830,7 +885,7 @@ class Workflow:
             if update.unblock:
                 after = model.unblock(after, now)
             for name in update.begin:
-                after = model.begin_step(after, name, standing, now, once=update.once)
+                after = model.begin_step(after, name, standing, now, once=update.once, process=caller)
             if update.block is not None:
                 after = model.block(after, update.block)
             for text in update.notes:
@@ -855,12 +910,14 @@ class Workflow:
         def change(checkpoint: Checkpoint, standing: Standing, now: datetime) -> Checkpoint:
             nonlocal claimed
             claimed = not model.is_held_by(checkpoint, owner, token, standing)
-            return model.claim(checkpoint, by, standing, now) if claimed else checkpoint
+            return model.claim(checkpoint, self._checkpoints._claimant(by), standing, now) if claimed else checkpoint
 
-        if model.is_held_by(self.checkpoint, owner, token, _standing(self.checkpoint, self._checkpoints.store.now())):
+        now = self._checkpoints.store.now()
+        if model.is_held_by(self.checkpoint, owner, token, self._checkpoints._standing(self.checkpoint, now)):
             self.token = self.checkpoint.token
             return False
         self.token = _once_gone(lambda: self._write(change, renew=False)).token
+        self.attest(process.own_pid())
         return claimed
 
     def done(self, name: str) -> Step | None:
@@ -874,11 +931,12 @@ class Workflow:
     def begin(self, name: str, *, once: bool = False, add: bool = False, process: StepProcess | None = None) -> Checkpoint:
         """Mark a step begun; in an open plan, or with ``add``, it is appended first.
 
-        ``once``: its effect must not be repeated blindly. ``process``: of the command that does it; while that lives,
-        nobody else can begin the step. Raises NotFound (not in a declared plan), InDoubt, InvalidTransition (done
-        before, or the run blocked or finished), SecretFound, StaleToken, Locked.
+        ``once``: its effect must not be repeated blindly. ``process``: the command that does it, or else this thread
+        with this handle does; while that lives, no other can begin the step. Raises NotFound (not in a declared plan),
+        InDoubt, InvalidTransition (done before, or the run blocked or finished), SecretFound, StaleToken, Locked.
         """
         self._checkpoints.screen({"step": name})
+        process = process or self.caller()
 
         def change(checkpoint: Checkpoint, standing: Standing, now: datetime) -> Checkpoint:
             after = model.add_step(checkpoint, name, once=once) if add else checkpoint
@@ -896,9 +954,10 @@ class Workflow:
         """
         output, error = (text and secrets.redact(text) for text in (outcome.output, outcome.error))
         told = outcome._replace(output=output, error=error)
+        caller = self.caller()
 
         def change(checkpoint: Checkpoint, standing: Standing, now: datetime) -> Checkpoint:
-            after = model.end_step(checkpoint, name, standing, now, told, attempt=attempt)
+            after = model.end_step(checkpoint, name, standing, now, told, attempt=attempt, caller=caller)
             if not run_too:
                 return after
             if told.good:
@@ -976,6 +1035,19 @@ class Workflow:
             if kind is None:
                 raise
 
+    def leave(self, name: str) -> None:
+        """Give a step up that was begun and not ended: it stays begun, and another handle of the owner may begin it."""
+        self._write(lambda checkpoint, _, __: model.leave_step(checkpoint, name), renew=False)
+
+    def caller(self, handle: str | None = None) -> StepProcess | None:
+        """Who carries a step out, by default this thread with this handle. None for a process that is no part of the
+        owner: that one lives proves nothing of the work."""
+        found = self._checkpoints._caller(handle or f"{self._handle}.{process.thread_id()}")
+        lease = self.checkpoint.lease
+        if found is None or found.run_pid is None or lease is None or lease.pid is None:
+            return found
+        return found if process.belongs_to(found.run_pid, lease) else None
+
     def _write(self, change: Callable[[Checkpoint, Standing, datetime], Checkpoint], *, renew: bool = True) -> Checkpoint:
         owner, token = self._checkpoints.owner, self.token
 
@@ -985,7 +1057,7 @@ class Workflow:
                     f"the run {self.checkpoint.run_id} of {self.id} has ended, and {checkpoint.run_id} has begun since",
                     hint=f"checkpoint-tool show {self.checkpoint.run_id}",
                 )
-            standing = _standing(checkpoint, now)
+            standing = self._checkpoints._standing(checkpoint, now)
             model.authorize(checkpoint, owner, token, standing)
             after = change(checkpoint, standing, now)
             held_by_time = checkpoint.lease is not None and checkpoint.lease.lease_s is not None
@@ -994,6 +1066,9 @@ class Workflow:
             return after
 
         self.checkpoint = self._checkpoints.store.update(self._name, authorized)
+        if self.checkpoint.lease is None and self._proof is not None:
+            self._proof.close()
+            self._proof = None
         return self.checkpoint
 
     def _finish(self, status: Status, reason: str | None) -> Checkpoint:
@@ -1027,8 +1102,9 @@ class StepRun:
 
     As a context manager: begins the step; the end of the block completes it with ``result`` (anything JSON can hold),
     an exception fails it and goes on. A step that was completed before is not begun: ask ``done`` and leave the work
-    out. A block that is interrupted (KeyboardInterrupt, SystemExit) leaves the step begun: in doubt as soon as the
-    lease is released or its owner dead, and never begun again by itself when it is marked ``once``.
+    out. One that another thread or process of the owner is at work on is refused (Locked). A block that is interrupted
+    (KeyboardInterrupt, SystemExit) leaves the step begun: in doubt as soon as the lease is released or its owner dead,
+    and never begun again by itself when it is marked ``once``.
 
     As a decorator: the function runs until it has once returned; after that, also after a restart, a call gives the
     recorded result.
@@ -1042,16 +1118,32 @@ class StepRun:
         self.result: Any = None
 
     def __enter__(self) -> "StepRun":
-        step = self._workflow.done(self.name)
+        step = self._workflow.done(self.name) or self._begun()
         self.done = step is not None
         if step is not None:
             self.result = codec.copied(step.result)
-        else:
-            self._workflow.begin(self.name, once=self._once)
         return self
 
+    def _begun(self) -> Step | None:
+        """Begin the step, by a handle of its own; the step, if another was faster and has done it."""
+        caller = self._workflow.caller(str(next(_handles)))
+        try:
+            self._workflow.begin(self.name, once=self._once, process=caller)
+        except InvalidTransition:
+            step = self._workflow.done(self.name)
+            if step is None:
+                raise
+            return step
+        return None
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if self.done or (error is not None and not isinstance(error, Exception)):
+        if self.done:
+            return
+        if error is not None and not isinstance(error, Exception):
+            try:
+                self._workflow.leave(self.name)
+            except CheckpointError:
+                pass  # the interruption goes on; where the process ends with it, that says the same
             return
         if error is None:
             self._workflow.complete_step(self.name, self.result)
@@ -1073,16 +1165,10 @@ class StepRun:
         return run
 
 
+_handles = itertools.count(1)
+"""Numbers of the handles of this process."""
+
 _owner = owner  # ``Checkpoints.__init__`` has a parameter of that name
-
-
-def _standing(checkpoint: Checkpoint, now: datetime) -> Standing:
-    return model.standing(checkpoint, process.liveness, now, _remains)
-
-
-def _remains(checkpoint: Checkpoint, step: Step) -> bool:
-    began, group = step.begun_at or checkpoint.created_at, checkpoint.lease.pid if checkpoint.lease else None
-    return process.remnants().of(checkpoint.run_id, step.name, group, began.timestamp())
 
 
 def _once_gone(attempt: Callable[[], _R]) -> _R:

@@ -302,8 +302,18 @@ def _kept(command: Command) -> int:
 
 
 def _identity(child: Child) -> StepProcess:
-    found = process.of(child.pid)
+    found, ours = process.of(child.pid), process.itself()
     assert found is not None, "it waits for us"
-    ours = process.of(process.own_pid())
-    assert ours is not None
-    return StepProcess(*found, run_pid=ours.pid, run_pid_started=ours.pid_started)
+    return StepProcess(
+        host=found.host,
+        boot_id=found.boot_id,
+        pid_ns=found.pid_ns,
+        pid=found.pid,
+        pid_started=found.pid_started,
+        run_pid=ours.pid,
+        run_pid_started=ours.pid_started,
+        time_ns=found.time_ns,
+        group=child.pid,
+        session=process.group_of(child.pid)[1],
+        begun_ticks=process.ticks(),
+    )

@@ -4,6 +4,7 @@ import os
 import select
 import signal
 import sys
+from collections.abc import Callable
 
 from checkpoint import process
 from checkpoint.errors import Usage
@@ -13,10 +14,14 @@ class Dialogue:
     """Questions on standard input, answers on standard output, while ``owner`` lives and asks.
 
     Texts end with a NUL byte: a question is their number and so many, an answer is an exit status, and what was written
-    meanwhile to descriptors 1 and 2, which are kept in memory. ``largest``: bytes of one question.
+    meanwhile to descriptors 1 and 2, which are kept in memory. ``largest``: bytes of one question. ``pulse``: called every
+    ``every_s`` seconds in which no question comes (None: never).
     """
 
-    def __init__(self, owner: process.Process, *, largest: int) -> None:
+    def __init__(
+        self, owner: process.Process, *, largest: int, pulse: Callable[[], None], every_s: float | None = None
+    ) -> None:
+        self._pulse, self._every_s = pulse, every_s
         # Ctrl-C and the end of a terminal reach us with the script; what they mean is for the script to say.
         for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
@@ -93,7 +98,9 @@ class Dialogue:
         poll.register(fd, event)
         if self._owner is not None:
             poll.register(self._owner, select.POLLIN)
-        return fd in dict(poll.poll())
+        while not (ready := dict(poll.poll(None if self._every_s is None else self._every_s * 1000))):
+            self._pulse()
+        return fd in ready
 
     def _text(self) -> bytes | None:
         while (end := self._read.find(b"\0")) < 0 and len(self._read) <= self._room:

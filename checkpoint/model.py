@@ -10,10 +10,10 @@ Named tuples rather than dataclasses: the self-check runs every ten minutes for 
 
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from checkpoint.errors import (
     AttemptsExhausted,
@@ -296,25 +296,27 @@ class Checkpoint(NamedTuple):
 
 
 class View(NamedTuple):
-    """A checkpoint with what only the moment tells: who holds it, what is in doubt, what comes next."""
+    """A checkpoint with what only the moment tells: who holds it and until when, what is in doubt, what comes next."""
 
     checkpoint: Checkpoint
     owner_state: OwnerState
     in_doubt: tuple[str, ...]
     next: str | None
+    until: datetime | None = None
 
 
 class Standing(NamedTuple):
     """What only the moment tells. ``owner``: of the lease's holder; ``working`` and ``vanished``: names of begun steps
-    whose command still runs, or is gone without a word."""
+    that are at work, or whose command is gone without a word; ``until``: when the claim ends, where time ends it."""
 
     owner: OwnerState
     working: frozenset[str] = frozenset()
     vanished: frozenset[str] = frozenset()
+    until: datetime | None = None
 
     @property
     def held(self) -> bool:
-        """Whether somebody is at it: the holder of the lease, or a command that outlived whoever started it."""
+        """Whether the run is taken: by the holder of the lease, or by a step that outlives its owner."""
         return self.owner in HELD or bool(self.working)
 
 
@@ -337,45 +339,82 @@ def check_name(name: str, what: str) -> str:
     )
 
 
-def owner_state(lease: Lease | None, liveness: str, now: datetime) -> OwnerState:
-    """``liveness``: what ``process.liveness`` says of the lease's process ("alive", "dead" or "unknown")."""
+class Kernel(Protocol):
+    """What is asked of the system about processes: ``liveness.Look`` asks it."""
+
+    def owner(self, checkpoint: Checkpoint) -> str:
+        """Whether the process that the lease names lives: "alive", "dead", "unknown", or "elsewhere": unknown, and of
+        another boot or host, so that nothing more can be learned from here."""
+
+    def process(self, checkpoint: Checkpoint, process: StepProcess) -> str:
+        """The same of the process of a step."""
+
+    def has_orphans(self, checkpoint: Checkpoint, step: Step) -> bool:
+        """Whether something that the step started outlives all who could record its end."""
+
+
+def owner_state(checkpoint: Checkpoint, liveness: str, now: datetime) -> OwnerState:
+    """``liveness``: what ``Kernel.owner`` says of the lease's process."""
+    lease = checkpoint.lease
     if lease is None:
         return OwnerState.NONE
-    if liveness == "unknown" and lease.expires_at is not None and lease.expires_at <= now:
-        return OwnerState.EXPIRED
+    if liveness in ("unknown", "elsewhere"):
+        until = held_until(checkpoint, liveness)
+        return OwnerState.EXPIRED if until is not None and until <= now else OwnerState.UNKNOWN
     return OwnerState(liveness)
 
 
-def standing(
-    checkpoint: Checkpoint,
-    liveness: Callable[[Lease | StepProcess | None], str],
-    now: datetime,
-    remains: Callable[[Checkpoint, Step], bool] = lambda _checkpoint, _step: False,
-) -> Standing:
-    """``liveness``: as ``process.liveness``, also of the processes of steps. ``remains``: whether anything still runs of
-    a step whose process nobody knows, begun by a script that is gone."""
-    owner = owner_state(checkpoint.lease, liveness(checkpoint.lease), now)
-    begun_status = StepStatus.BEGUN  # to look it up for each of 10,000 steps takes longer than all the rest here
-    steps = [step for step in checkpoint.steps if step.status is begun_status]
-    if not steps:
-        return Standing(owner)
-    left = frozenset(
-        step.name
-        for step in steps
-        if step.process is None and step.ended_at is None and owner not in HELD and remains(checkpoint, step)
-    )
-    begun = [step for step in steps if step.process is not None]
-    if not begun:
-        return Standing(owner, left)
-    found = {step.name: {liveness(step.process), liveness(step.process.run)} for step in begun if step.process}
-    # What cannot be seen counts as alive for as long as the claim under which it began would have.
+def held_until(checkpoint: Checkpoint, liveness: str) -> datetime | None:
+    """When a claim ends whose process cannot be looked at; None where only its process can end it.
+
+    One of another boot or host would hold for ever: it ends 30 minutes after its last write.
+    """
     lease = checkpoint.lease
-    seen_as_alive = {"alive"}
-    if lease is not None and lease.expires_at is not None and lease.expires_at > now:
-        seen_as_alive.add("unknown")
-    working = left.union(name for name, lives in found.items() if lives & seen_as_alive)
-    vanished = frozenset(name for name, lives in found.items() if lives == {"dead"})
-    return Standing(owner, working, vanished)
+    if lease is None or lease.expires_at is not None or liveness != "elsewhere":
+        return None if lease is None else lease.expires_at
+    return max(checkpoint.heartbeat_at, lease.acquired_at) + timedelta(seconds=DEFAULT_LEASE_S)
+
+
+def standing(checkpoint: Checkpoint, kernel: Kernel, now: datetime) -> Standing:
+    """Who holds the run, and which of its begun steps are at work or left behind, as ``kernel`` answers."""
+    liveness = kernel.owner(checkpoint)
+    owner = owner_state(checkpoint, liveness, now)
+    until = held_until(checkpoint, liveness)
+    begun_status = StepStatus.BEGUN  # to look it up for each of 10,000 steps takes longer than all the rest here
+    working, vanished = set(), set()
+    for step in checkpoint.steps:
+        if step.status is not begun_status or step.ended_at is not None:
+            continue
+        lives = _lives(checkpoint, step, owner, kernel)
+        in_time = until is not None and until > now and bool(lives & {"unknown", "elsewhere"})
+        orphaned = _may_leave_orphans(step, lives, owner) and kernel.has_orphans(checkpoint, step)
+        if "alive" in lives or in_time or orphaned:
+            working.add(step.name)
+        elif step.process is not None and step.process.pid is not None and lives == {"dead"}:
+            vanished.add(step.name)
+    return Standing(owner, frozenset(working), frozenset(vanished), until)
+
+
+def _lives(checkpoint: Checkpoint, step: Step, owner: OwnerState, kernel: Kernel) -> set[str]:
+    """What is known of the processes that carry the step out; nothing where their life proves nothing."""
+    process = step.process
+    if process is None:
+        return set()
+    if process.pid is not None:
+        return {kernel.process(checkpoint, process), kernel.process(checkpoint, process.run)}
+    by_process = checkpoint.lease is not None and checkpoint.lease.pid is not None
+    if step.token != checkpoint.token or not (owner in HELD or by_process):
+        # Robbed of the run; or a shell in which it was typed, which lives on when the claim has run out.
+        return set()
+    return {kernel.process(checkpoint, process.run)}
+
+
+def _may_leave_orphans(step: Step, lives: set[str], owner: OwnerState) -> bool:
+    """Whether it is worth a search: while the claim holds, only a caller that has died leaves any behind. A claim that
+    holds by time belongs to callers that end after each call."""
+    if owner not in HELD:
+        return not lives or lives == {"dead"}
+    return lives == {"dead"} and step.process is not None
 
 
 def next_step(checkpoint: Checkpoint) -> Step | None:
@@ -392,7 +431,8 @@ def view(checkpoint: Checkpoint, standing: Standing) -> View:
     """The checkpoint with what follows from its ``standing``."""
     following = next_step(checkpoint) if checkpoint.unfinished else None
     owner = OwnerState.ALIVE if standing.held and standing.owner not in HELD else standing.owner
-    return View(checkpoint, owner, in_doubt(checkpoint, standing), following.name if following else None)
+    doubtful = in_doubt(checkpoint, standing)
+    return View(checkpoint, owner, doubtful, following.name if following else None, standing.until)
 
 
 def run_state(checkpoint: Checkpoint, standing: Standing, now: datetime) -> RunState:
@@ -428,10 +468,21 @@ def is_expired(checkpoint: Checkpoint, now: datetime) -> bool:
     return checkpoint.expires_at is not None and checkpoint.expires_at <= now
 
 
-def holder(lease: Lease) -> str:
+def holder(lease: Lease, state: OwnerState, until: datetime | None) -> str:
     """Who holds it, since when and until when: for messages."""
-    until = f"until {clock(lease.expires_at)}" if lease.expires_at else f"while process {lease.pid} lives"
-    return f"{lease.owner} (token {lease.token}) since {clock(lease.acquired_at)}, {until}"
+    ends = "whether it lives cannot be checked from here"
+    if until is not None:
+        ends = f"until {clock(until)}"
+    elif state is not OwnerState.UNKNOWN:
+        ends = f"while process {lease.pid} lives"
+    return f"{lease.owner} (token {lease.token}) since {clock(lease.acquired_at)}, {ends}"
+
+
+def way_to_claim(checkpoint: Checkpoint, standing: Standing) -> str:
+    """The command that helps whoever is refused: wait for an owner that lives, take it from one that nothing proves."""
+    if standing.owner is OwnerState.ALIVE or standing.working:
+        return f"checkpoint-tool resume {checkpoint.id} --wait 30s"
+    return f"checkpoint-tool resume {checkpoint.id} --steal --reason 'its owner is gone'"
 
 
 def clock(moment: datetime) -> str:
@@ -558,14 +609,14 @@ def claim(
     mine = lease is not None and _is_holder(lease, owner) and state is not OwnerState.DEAD
     if standing.working and state not in HELD and not mine and steal_reason is None:
         raise Locked(
-            f"{_still_working(checkpoint, standing)}, though whoever started it is gone",
+            f"{_still_working(checkpoint, standing)}, though its owner is gone",
             hint=f"checkpoint-tool resume {checkpoint.id} --wait 30s",
             leaving=True,
         )
     if lease is not None and state in HELD and not mine and steal_reason is None:
         raise Locked(
-            f"{checkpoint.id} is held by {holder(lease)}",
-            hint=f"checkpoint-tool resume {checkpoint.id} --wait 30s",
+            f"{checkpoint.id} is held by {holder(lease, standing.owner, standing.until)}",
+            hint=way_to_claim(checkpoint, standing),
         )
     if is_expired(checkpoint, now):
         assert checkpoint.expires_at is not None
@@ -581,7 +632,10 @@ def claim(
         return checkpoint._replace(lease=renewed, agent=agent or checkpoint.agent, heartbeat_at=now)
     notes = checkpoint.notes
     if lease is not None and state in HELD:
-        notes = (*notes, Note(now, owner.name, f"took the lease from {holder(lease)}: {steal_reason}"))
+        notes = (
+            *notes,
+            Note(now, owner.name, f"took the lease from {holder(lease, standing.owner, standing.until)}: {steal_reason}"),
+        )
     attempts = checkpoint.attempts
     if lease is not None:
         # A lease that was given back in order is no failed attempt; one whose owner died, or was robbed, is.
@@ -679,10 +733,8 @@ def authorize(checkpoint: Checkpoint, owner: Owner, token: int | None, standing:
     if standing.working and standing.owner not in HELD:
         raise Locked(_still_working(checkpoint, standing), hint=f"checkpoint-tool show {checkpoint.id}", leaving=True)
     if lease is not None and standing.owner in HELD and not _is_holder(lease, owner):
-        raise Locked(
-            f"{checkpoint.id} is held by {holder(lease)}; a write needs its token (--token or $CHECKPOINT_TOKEN)",
-            hint=f"checkpoint-tool show {checkpoint.id}",
-        )
+        held = f"{checkpoint.id} is held by {holder(lease, standing.owner, standing.until)}"
+        raise Locked(f"{held}; a write needs its token (--token or $CHECKPOINT_TOKEN)", hint=way_to_claim(checkpoint, standing))
 
 
 def is_held_by(checkpoint: Checkpoint, owner: Owner, token: int | None, standing: Standing) -> bool:
@@ -715,7 +767,23 @@ def release(checkpoint: Checkpoint, to: str | None = None) -> Checkpoint:
     handoff_to = checkpoint.handoff_to if to is None else to
     if checkpoint.lease is None and handoff_to == checkpoint.handoff_to:
         return checkpoint
+    left = [step.name for step in checkpoint.steps if _without_caller(step) is not step]
+    for name in left:
+        checkpoint = leave_step(checkpoint, name)
     return checkpoint._replace(lease=None, handoff_to=handoff_to)
+
+
+def leave_step(checkpoint: Checkpoint, name: str) -> Checkpoint:
+    """The caller gives the step up without an end of it: it stays begun, and no handle is in the way of the next."""
+    step = _step(checkpoint, name)
+    left = _without_caller(step)
+    return checkpoint if left is step else _with_step(checkpoint, left)
+
+
+def _without_caller(step: Step) -> Step:
+    """A caller that gave the run back is not at work on the step, however long its process lives."""
+    by_caller = step.status is StepStatus.BEGUN and step.process is not None and step.process.pid is None
+    return step._replace(process=None) if by_caller else step
 
 
 # --- steps -----------------------------------------------------------------------------------------------------------
@@ -739,11 +807,11 @@ def begin_step(
     once: bool = False,
     process: StepProcess | None = None,
 ) -> Checkpoint:
-    """Mark the step begun under the present token, by ``process`` where a command does it.
+    """Mark the step begun under the present token, by ``process``: its command, or the caller that does it.
 
-    A repeatable step in doubt begins again; so does a failed one. Raises InDoubt for one marked once that has begun,
-    InvalidTransition for one that is completed or skipped (or the run blocked), NotFound outside a declared plan, Locked
-    while a command that began it still runs.
+    A repeatable step in doubt begins again; so does a failed one; the same caller may ask again. Raises InDoubt for one
+    marked once that has begun, InvalidTransition for one that is completed or skipped (or the run blocked), NotFound
+    outside a declared plan, Locked while another caller or its command is at work on it, under whatever token.
     """
     if checkpoint.open_plan and checkpoint.step(name) is None:
         checkpoint = add_step(checkpoint, name, once=once)
@@ -760,9 +828,11 @@ def begin_step(
             hint=f"checkpoint-tool update {checkpoint.id} --unblock",
         )
     if step.status is StepStatus.BEGUN:
-        if name in standing.working:
-            raise Locked(_still_working(checkpoint, standing), hint=f"checkpoint-tool show {checkpoint.id}")
-        doubtful = process is not None or _is_in_doubt(checkpoint, step, standing)
+        mine = _is_same_caller(step.process, process)
+        if name in standing.working and not mine:
+            raise Locked(_at_work(checkpoint, step), hint=f"checkpoint-tool show {checkpoint.id}")
+        by_command = process is not None and process.pid is not None
+        doubtful = by_command or _is_in_doubt(checkpoint, step, standing)
         if step.once or (once and doubtful):
             # Also under the same token: a session that died inside comes back under its old name and token.
             raise InDoubt(
@@ -771,7 +841,8 @@ def begin_step(
                 hint=f"checkpoint-tool show {checkpoint.id}",
             )
         if not doubtful:
-            return checkpoint if step.once or not once else _with_step(checkpoint, step._replace(once=True))
+            taken = step._replace(once=step.once or once, process=step.process if mine else process)
+            return checkpoint if taken == step else _with_step(checkpoint, taken)
     begun = step._replace(
         status=StepStatus.BEGUN,
         attempts=step.attempts + 1,
@@ -788,13 +859,20 @@ def begin_step(
 
 
 def end_step(
-    checkpoint: Checkpoint, name: str, standing: Standing, now: datetime, outcome: Outcome, *, attempt: int | None = None
+    checkpoint: Checkpoint,
+    name: str,
+    standing: Standing,
+    now: datetime,
+    outcome: Outcome,
+    *,
+    attempt: int | None = None,
+    caller: StepProcess | None = None,
 ) -> Checkpoint:
     """How the step's command ended: completed, or failed; one marked once that did not succeed stays in doubt, unless
     it never started or its effect is known not to be in place.
 
-    ``attempt``: the one that ended, where whoever ran it says so. Raises StaleToken if another has begun since, Locked
-    if somebody else is at it, InvalidTransition if it has not begun.
+    ``attempt``: the one that ended, where the caller ran it. ``caller``: who says so. Raises StaleToken if another
+    attempt has begun since, Locked while another caller is at work on it, InvalidTransition if it has not begun.
     """
     step = _step(checkpoint, name)
     if step.status is StepStatus.COMPLETED or (step.status is StepStatus.FAILED and step.exit_code == outcome.exit_code):
@@ -806,8 +884,8 @@ def end_step(
             f"step {name!r} of {checkpoint.id} was begun again since: this end is that of attempt {attempt}",
             hint=f"checkpoint-tool show {checkpoint.id}",
         )
-    if attempt is None and name in standing.working:
-        raise Locked(_still_working(checkpoint, standing), hint=f"checkpoint-tool show {checkpoint.id}")
+    if attempt is None and name in standing.working and not _is_same_caller(step.process, caller):
+        raise Locked(_at_work(checkpoint, step), hint=f"checkpoint-tool show {checkpoint.id}")
     if step.status is not StepStatus.BEGUN:
         raise InvalidTransition(
             f"step {name!r} of {checkpoint.id} has not begun: it is {step.status}",
@@ -995,20 +1073,53 @@ def _is_in_doubt(checkpoint: Checkpoint, step: Step, standing: Standing) -> bool
 
 
 def _still_working(checkpoint: Checkpoint, standing: Standing) -> str:
-    step = next(step for step in checkpoint.steps if step.name in standing.working)
-    if step.process is None:
-        return f"something that step {step.name!r} of {checkpoint.id} started is still at work"
-    pids = f"process {step.process.pid}, run by {step.process.run_pid}"
-    return f"the command of step {step.name!r} of {checkpoint.id} is still at work ({pids})"
+    return _at_work(checkpoint, next(step for step in checkpoint.steps if step.name in standing.working))
+
+
+def _at_work(checkpoint: Checkpoint, step: Step) -> str:
+    which = f"step {step.name!r} of {checkpoint.id}"
+    process = step.process
+    if process is None:
+        return f"a process that {which} started is still at work"
+    if process.pid is None:
+        since = f" since {clock(step.begun_at)}" if step.begun_at else ""
+        return f"{which} is at work{since}: another part of its owner began it (process {process.run_pid})"
+    return f"the command of {which} is still at work (process {process.pid}, run by {process.run_pid})"
+
+
+def _is_same_caller(one: StepProcess | None, other: StepProcess | None) -> bool:
+    """Whether both name one handle of one process, which does the step itself: it may ask again."""
+    if one is None or other is None or one.pid is not None or other.pid is not None:
+        return False
+    same = ("host", "boot_id", "pid_ns", "run_pid", "run_pid_started", "caller")
+    return all(getattr(one, name) == getattr(other, name) for name in same)
 
 
 def _is_holder(lease: Lease, owner: Owner) -> bool:
-    """The same owner asks again: same name on the same boot of the same host and, where both name one, same process."""
-    if (lease.owner, lease.host, lease.boot_id) != (owner.name, owner.host, owner.boot_id):
+    """The same owner asks again: the same process, or where it holds by time the same name, of one user on one boot.
+
+    A name that was made up counts by the process in it: the host may be renamed, the user database be away.
+    """
+    if (lease.host, lease.boot_id) != (owner.host, owner.boot_id):
+        return False
+    if lease.uid != owner.uid and None not in (lease.uid, owner.uid):
+        return False
+    if _name_that_counts(lease.owner, lease) != _name_that_counts(owner.name, owner):
         return False
     if lease.pid is None or owner.pid is None:
         return None in (lease.pid_started, owner.pid_started) or lease.pid_started == owner.pid_started
     return (lease.pid, lease.pid_started, lease.pid_ns) == (owner.pid, owner.pid_started, owner.pid_ns)
+
+
+_MADE_UP = re.compile(r"[^@:]*@[^@:]*:((\d+)(@\d+)?)")
+"""As ``process.owner_name`` makes it: user@host:pid, and the pid namespace where that is not the first."""
+
+
+def _name_that_counts(name: str, claimant: Lease | Owner) -> str:
+    made_up = _MADE_UP.fullmatch(name)
+    if made_up is None or claimant.pid_started is None or claimant.pid not in (None, int(made_up[2])):
+        return name  # one that was given; only one that is made up comes with a start time
+    return made_up[1]
 
 
 def _writes_as_holder(checkpoint: Checkpoint, owner: Owner, token: int | None) -> bool:
@@ -1030,6 +1141,9 @@ def _lease(owner: Owner, token: int, now: datetime) -> Lease:
         token=token,
         acquired_at=now,
         expires_at=None,
+        uid=owner.uid,
+        time_ns=owner.time_ns,
+        terminal=owner.terminal,
     )
     return _extended(lease, now)
 
@@ -1037,7 +1151,8 @@ def _lease(owner: Owner, token: int, now: datetime) -> Lease:
 def _renewed(lease: Lease, owner: Owner, now: datetime) -> Lease:
     """The same claim again: a process newly named is taken as the proof, a newly asked time as the time."""
     if owner.pid is not None and lease.pid is None:
-        lease = lease._replace(pid=owner.pid, pid_started=owner.pid_started, pid_ns=owner.pid_ns, lease_s=owner.lease_s)
+        lease = lease._replace(pid=owner.pid, pid_started=owner.pid_started, pid_ns=owner.pid_ns, time_ns=owner.time_ns)
+        lease = lease._replace(lease_s=owner.lease_s, terminal=None)
     elif lease.lease_s is not None and owner.lease_s is not None:
         lease = lease._replace(lease_s=owner.lease_s)
     return _extended(lease, now)

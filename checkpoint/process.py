@@ -5,26 +5,31 @@ namespace. So a process is named by host, boot id, pid namespace, pid and start 
 What cannot be proven is "unknown", never "dead": a live owner that is declared dead gets its work done twice.
 """
 
+import _thread  # threading would cost each start 1 ms
 import errno
 import functools
 import hashlib
 import os
 import pwd
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple, NoReturn, Protocol
 
-Liveness = Literal["alive", "dead", "unknown"]
+Liveness = Literal["alive", "dead", "unknown", "elsewhere"]
+"""``elsewhere``: unknown, and not of this boot of this kernel, so that nothing can be learned about it later either."""
 
 _MACHINE_ID_FILES = ("/etc/machine-id", "/var/lib/dbus/machine-id")
+_MACHINE_ID = re.compile("(?!0{32})[0-9a-fA-F]{32}")
 
 
 class Process(NamedTuple):
     """A process, or with ``pid`` None just a boot of a host.
 
     ``host``: 16 hex digits; ``boot_id``: the kernel's random id of this boot; ``pid_ns``: inode of the pid namespace;
-    ``pid_started``: clock ticks from boot to the start of the process. Each is None where the system does not tell.
+    ``pid_started``: clock ticks from boot to the start of the process, as the time namespace ``time_ns`` (an inode)
+    counts them. Each is None where the system does not tell.
     """
 
     host: str
@@ -32,10 +37,11 @@ class Process(NamedTuple):
     pid_ns: int | None
     pid: int | None
     pid_started: int | None
+    time_ns: int | None = None
 
 
 class Identity(Protocol):
-    """Anything that names a process by these five, such as a lease."""
+    """Anything that names a process by these six, such as a lease."""
 
     @property
     def host(self) -> str: ...
@@ -47,11 +53,13 @@ class Identity(Protocol):
     def pid(self) -> int | None: ...
     @property
     def pid_started(self) -> int | None: ...
+    @property
+    def time_ns(self) -> int | None: ...
 
 
 def this_boot() -> Process:
     """This host in its present boot, naming no process."""
-    return Process(_host(), _boot_id(), _pid_namespace(), None, None)
+    return Process(_host(), _boot_id(), _pid_namespace(), None, None, _time_namespace())
 
 
 def of(pid: int) -> Process | None:
@@ -65,28 +73,47 @@ def of(pid: int) -> Process | None:
     return this_boot()._replace(pid=pid, pid_started=started)
 
 
-def liveness(process: Identity | None) -> Liveness:
-    """Whether ``process`` still runs. The order matters: each question is only worth asking once the ones before agree."""
+def itself() -> Process:
+    """This process."""
+    pid = os.getpid()
+    return this_boot()._replace(pid=pid, pid_started=_own_start(pid))
+
+
+def liveness(process: Identity | None, written: float | None = None) -> Liveness:
+    """Whether ``process`` still runs. The order matters: each question is only worth asking once the ones before agree.
+
+    ``written``: when its last sign of life was written, in seconds since 1970. Without that another boot proves
+    nothing: machines that were copied from one image share their machine id, and may both be up.
+    """
     if process is None:
         return "unknown"
+    # Where Linux does not tell its boot, as without /proc, it does not tell its namespaces either.
+    if process.boot_id != _boot_id() or (process.boot_id is None and sys.platform == "linux"):
+        return _liveness_in_another_boot(process, written)
     if process.host != _host():
-        return "unknown"
-    if process.boot_id != _boot_id():
-        # One of the two unknown proves nothing, nor do two machines that only bear the same name; else it is two boots.
-        return "unknown" if None in (process.boot_id, _boot_id()) or not _machine_id() else "dead"
+        return "unknown"  # a container of this kernel, with a machine id of its own
     if process.pid is None or not 0 < process.pid < 1 << 31 or process.pid_ns != _pid_namespace():
         return "unknown"
-    if process.pid == os.getpid():
-        started = _own_start(process.pid)
-    else:
-        if _gone(process.pid):
-            return "dead"
-        ended, started = _stat(process.pid)
-        if ended:
-            return "dead"
-    if started is None or process.pid_started is None:
+    if process.pid != os.getpid() and _gone(process.pid):
+        return "dead"
+    ended, started = (False, _own_start(process.pid)) if process.pid == os.getpid() else _stat(process.pid)
+    if ended:
+        return "dead"
+    if None in (started, process.pid_started) or process.time_ns not in (None, _time_namespace()):
         return "unknown"
     return "alive" if started == process.pid_started else "dead"
+
+
+def _liveness_in_another_boot(process: Identity, written: float | None) -> Liveness:
+    if None in (process.boot_id, _boot_id()) and process.host == _host():
+        return "unknown"  # where boots cannot be told apart (macOS, no /proc)
+    began = _boot_began()
+    if process.host == _host() and _machine_id() and None not in (written, began):
+        assert written is not None
+        assert began is not None
+        if written < began:
+            return "dead"
+    return "elsewhere"
 
 
 def watch_fd(process: Identity) -> int | None:
@@ -104,74 +131,167 @@ def close_watch(fd: int | None) -> None:
         os.close(fd)
 
 
-class Remnants(NamedTuple):
-    """What still runs, whoever started it. ``steps``: (run id, step) as the environment of processes names them, with the
-    sessions they are in, 0 for one whose leader lives; ``groups``: process group -> when its youngest member started, in
-    seconds since 1970."""
+class Running(NamedTuple):
+    """A process, as a search for orphans sees it. ``step``: (run id, step) in the environment that it was started with;
+    ``is_readable``: whether that environment could be read."""
 
-    steps: Mapping[tuple[str, str], set[int]]
-    groups: Mapping[int, float]
+    parent: int
+    group: int
+    session: int
+    started: int
+    step: tuple[str, str] | None
+    is_readable: bool
 
-    def of(self, run_id: str, step: str, group: int | None, since: float) -> bool:
-        """Whether something runs of this step, begun at ``since`` by a script that led ``group`` if it led any.
 
-        A part of the script itself, as a subshell is, has the script's environment, from before the step: of those, what
-        was started since, in a group whose number no other can have had meanwhile.
+class Processes(NamedTuple):
+    """All processes that can be seen, by pid. ``ours``: this one and its ancestors, which are no orphans."""
+
+    running: Mapping[int, Running]
+    ours: frozenset[int]
+
+    def outlive(self, run_id: str, step: str, group: int | None, session: int | None, since: int) -> bool:
+        """Whether something still runs that this step started, all who could record its end being gone.
+
+        ``group`` and ``session``: of the step; ``since``: clock ticks from boot to its beginning. A process is known by
+        its environment, or (a subshell, ``env -i``, ``sudo``, a program of another user or user namespace: their
+        environment is another one, or cannot be read) by its process group or session, if it started since. What has a
+        session of its own is a daemon and no orphan (setsid(2)).
         """
-        if self.steps.get((run_id, step), set()) & {0, group}:
-            return True
-        return group is not None and self.groups.get(group, 0.0) > since
+        step_of_run = (run_id, step)
+        for pid, seen in self.running.items():
+            if pid in self.ours:
+                continue
+            if seen.step == step_of_run and self._is_no_daemon(pid, group if session is None else session):
+                return True
+            if seen.step is None and self._is_stray(pid, "group", group, since):
+                return True
+            if not seen.is_readable and self._is_stray(pid, "session", session, since):
+                return True
+        return False
+
+    def _is_no_daemon(self, pid: int, session: int | None) -> bool:
+        seen = self.running[pid]
+        leader = self.running.get(seen.session)
+        if leader is None:
+            return seen.session == session  # else it has forked twice, and its first process is gone
+        return seen.session != pid and leader.step != seen.step
+
+    def _is_stray(self, pid: int, kind: Literal["group", "session"], number: int | None, since: int) -> bool:
+        """Whether ``pid`` is in that group or session, and so is no older process that it descends from: others, who are
+        at work in the same group, descend from its leader, or from a script that was there before."""
+        seen = self.running[pid]
+        leader = self.running.get(number or 0)
+        if getattr(seen, kind) != number or (leader is not None and leader.started > since):
+            return False  # or the number has come to another group since, whose leader is younger
+        above = self.running.get(seen.parent)
+        while above is not None and getattr(above, kind) == number:
+            seen, above = above, self.running.get(above.parent)
+        return seen.started >= since
 
 
-def remnants() -> Remnants:
-    """Of all processes that we may look at, but for us and our ancestors; nothing where there is no /proc."""
-    steps: dict[tuple[str, str], set[int]] = {}
-    groups: dict[int, float] = {}
-    ours = set(_ancestors()) | {os.getpid()}
-    try:
-        pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
-        ticks = os.sysconf("SC_CLK_TCK")
-        booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-    except (OSError, AttributeError):
-        return Remnants({}, {})
-    for pid in pids:
+def processes() -> Processes:
+    """All that we may look at; nothing where there is no /proc of our own pid namespace."""
+    running: dict[int, Running] = {}
+    if not _is_own_proc(os.getpid()):
+        return Processes(running, frozenset())
+    for pid in [int(name) for name in os.listdir("/proc") if name.isdecimal()]:
         fields = _fields(pid)
-        if pid in ours or not fields or fields[0] in "ZXx":
-            continue
-        group, session = int(fields[2]), int(fields[3])
-        groups[group] = max(groups.get(group, 0.0), booted + int(fields[19]) / ticks)
-        step = _told_step(pid)
-        # A daemon has made a session of its own (setsid(2)), and what it starts is in it: a service that the step was to
-        # start is not the step's command.
-        if step is not None and session != pid and _told_step(session) != step:
-            steps.setdefault(step, set()).add(session if _gone(session) else 0)
-    return Remnants(steps, groups)
+        if fields and fields[0] not in "ZXx":
+            parent, group, session = map(int, fields[1:4])
+            step, is_readable = _told_step(pid)
+            running[pid] = Running(parent, group, session, int(fields[19]), step, is_readable)
+    return Processes(running, frozenset({os.getpid(), *_ancestors()}))
 
 
-def _told_step(pid: int) -> tuple[str, str] | None:
-    """(run id, step) in the environment that the process was started with."""
-    pairs = (pair.split("=", 1) for pair in _read(f"/proc/{pid}/environ", 1 << 22).split("\0") if pair.startswith(_TOLD))
+def ticks(moment: float | None = None) -> int | None:
+    """Clock ticks from boot to ``moment`` (seconds since 1970) or now, as start times are counted (proc(5)).
+
+    A moment is taken two ticks too early: it was written with another clock, and a process that is older than it looks
+    must not be passed over. None where the system does not tell.
+    """
+    try:
+        since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
+        per_second = os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError):
+        return None
+    if moment is None:
+        return int(since_boot * per_second)
+    return int((since_boot - time.time() + moment) * per_second) - 2
+
+
+def group_of(pid: int) -> tuple[int | None, int | None]:
+    """(process group, session) of a process; None where it is gone, or they are of another pid namespace."""
+    try:
+        return os.getpgid(pid) or None, os.getsid(pid) or None
+    except OSError:
+        return None, None
+
+
+def _told_step(pid: int) -> tuple[tuple[str, str] | None, bool]:
+    """((run id, step) in the environment that the process was started with, whether that could be read)."""
+    text = _read_text(f"/proc/{pid}/environ", 1 << 22)
+    pairs = (pair.split("=", 1) for pair in (text or "").split("\0") if pair.startswith(_TOLD))
     told = dict(pairs)
-    return (told["CHECKPOINT_RUN_ID"], told["CHECKPOINT_STEP"]) if len(told) == len(_TOLD) else None
+    step = (told["CHECKPOINT_RUN_ID"], told["CHECKPOINT_STEP"]) if len(told) == len(_TOLD) else None
+    return step, text is not None
 
 
 def is_ancestor(process: Identity | None) -> bool:
-    """Whether ``process`` lives, and started what started ... us: what we do is its doing."""
+    """Whether ``process`` lives, and started what started ... this one: what this one does is its doing."""
     return process is not None and liveness(process) == "alive" and process.pid in tuple(_ancestors())
 
 
-def _ancestors() -> Iterator[int]:
-    pid = os.getppid()
-    while pid > 1:
-        yield pid
-        fields = _fields(pid)
-        pid = int(fields[1]) if fields else 0
+def belongs_to(pid: int, owner: Identity) -> bool:
+    """Whether ``pid`` is the process ``owner``, or descends from it."""
+    descends = pid == owner.pid or any(above == owner.pid for above in _ancestors(pid))
+    return descends and liveness(owner) == "alive"
+
+
+def _ancestors(pid: int | None = None) -> Iterator[int]:
+    """Pids of the parent of ``pid`` (by default this process), its parent, and so on, without init."""
+    above = os.getppid() if pid is None else _parent_of(pid)
+    while above > 0 and not _is_init(above):
+        yield above
+        above = _parent_of(above)
+
+
+def _parent_of(pid: int) -> int:
+    fields = _fields(pid) if _is_own_proc(os.getpid()) else []
+    return int(fields[1]) if fields else 0
 
 
 def parent() -> Process:
-    """The process that called us; ourselves where that is init, the adoptive parent of everybody."""
-    pid = os.getppid() if os.getppid() > 1 else os.getpid()
+    """The process that called this one; this one itself where init did, which adopts every orphan."""
+    pid = os.getppid()
+    if pid == 0 or _is_init(pid):
+        pid = os.getpid()
     return of(pid) or this_boot()._replace(pid=pid)
+
+
+def _is_init(pid: int) -> bool:
+    """In a pid namespace of its own, as in a container, the first process is a caller like any other."""
+    return pid == 1 and _pid_namespace() in (None, _FIRST_PID_NAMESPACE)
+
+
+def terminal_session() -> Process | None:
+    """The leader of the session that this process belongs to, a shell as a rule, where that has a terminal."""
+    fields = _fields(os.getpid())
+    if not fields or fields[4] == "0":
+        return None
+    found = of(os.getsid(0))  # 0 where the leader is outside of this pid namespace
+    if found is None or found.pid_started is None or group_of(found.pid or 0)[1] != found.pid:
+        return None
+    return found
+
+
+def thread_id() -> int:
+    """Of the thread that asks; no other that lives has it."""
+    return _thread.get_ident()
+
+
+def user() -> int:
+    """The effective user id of this process."""
+    return os.geteuid()
 
 
 def owner_name(pid: int) -> str:
@@ -182,15 +302,18 @@ def owner_name(pid: int) -> str:
         user = str(os.geteuid())
     name = f"{user}@{os.uname().nodename}:{pid}"
     # In containers of one host the same small pids stand for different processes, often under one host name.
-    return name if _pid_namespace() in (None, _FIRST_NAMESPACE) else f"{name}@{_pid_namespace()}"
+    return name if _pid_namespace() in (None, _FIRST_PID_NAMESPACE) else f"{name}@{_pid_namespace()}"
 
 
 def provable(process: Process) -> bool:
     """Whether its death will be provable, now and after a restart of whatever it runs in.
 
-    Not in a container: the next one has another pid namespace, and cannot tell that this one is gone.
+    Not in a container: the next one has another pid namespace, and cannot tell that this one is gone. Nor where the
+    machine has no id that it keeps: after a reboot it would not know itself.
     """
-    return None not in (process.boot_id, process.pid, process.pid_started) and process.pid_ns == _FIRST_NAMESPACE
+    seen = None not in (process.boot_id, process.pid, process.pid_started)
+    first = process.pid_ns == _FIRST_PID_NAMESPACE and process.time_ns in (None, _FIRST_TIME_NAMESPACE)
+    return seen and first and _keeps_its_machine_id()
 
 
 def own_pid() -> int:
@@ -261,7 +384,7 @@ def _fields(pid: int) -> list[str]:
 
 def _stat(pid: int) -> tuple[bool, int | None]:
     """(whether it has ended, start time); (False, None) where it cannot be told."""
-    fields = _fields(pid)
+    fields = _fields(pid) if _is_own_proc(os.getpid()) else []
     if not fields:
         return False, None
     # State, number of threads, start time: fields 3, 20 and 22. A process whose first thread has ended looks like a
@@ -270,18 +393,40 @@ def _stat(pid: int) -> tuple[bool, int | None]:
 
 
 @functools.cache
+def _is_own_proc(own_pid: int) -> bool:
+    """Whether /proc shows the pid namespace of this process, whose pid is ``own_pid``. In another one's, as after
+    ``unshare --pid`` without ``--mount-proc``, the numbers are those of other processes."""
+    try:
+        return os.readlink("/proc/self") == str(own_pid)
+    except OSError:
+        return False
+
+
+@functools.cache
 def _own_start(pid: int) -> int | None:
     """When this process started, which is ``pid``: whoever asks lives. Kept, because it is asked at every step."""
     return _stat(pid)[1]
 
 
-_FIRST_NAMESPACE = 0xEFFFFFFC
-"""Inode of the pid namespace that the kernel boots with (PROC_PID_INIT_INO in linux/proc_ns.h)."""
+_FIRST_PID_NAMESPACE, _FIRST_TIME_NAMESPACE = 0xEFFFFFFC, 0xEFFFFFFA
+"""Inodes of the namespaces that the kernel boots with (PROC_PID_INIT_INO, PROC_TIME_INIT_INO in linux/proc_ns.h)."""
 
 
 @functools.cache
 def _machine_id() -> str:
-    return next((text for text in map(_read, _MACHINE_ID_FILES) if text), "")
+    """The id of this installation (machine-id(5)); empty where there is none. ``uninitialized`` is what an image holds
+    before its first boot."""
+    return next((text for text in map(_read, _MACHINE_ID_FILES) if _MACHINE_ID.fullmatch(text)), "")
+
+
+@functools.cache
+def _keeps_its_machine_id() -> bool:
+    """Whether the machine id is there, and not made anew at each boot: where /etc cannot be written, systemd puts a file
+    of /run in its place (machine-id(5), "transient")."""
+    try:
+        return bool(_machine_id()) and not os.path.samefile(_MACHINE_ID_FILES[0], "/run/machine-id")
+    except OSError:
+        return bool(_machine_id())
 
 
 @functools.cache
@@ -296,12 +441,31 @@ def _boot_id() -> str | None:
     return _read("/proc/sys/kernel/random/boot_id") or None
 
 
+def _boot_began() -> float | None:
+    """When this boot began, in seconds since 1970 as the clock stands now; None where that cannot be told."""
+    if _time_namespace() not in (None, _FIRST_TIME_NAMESPACE):
+        return None
+    try:
+        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    except (OSError, AttributeError):
+        return None
+
+
 @functools.cache
 def _pid_namespace() -> int | None:
+    return _namespace("pid")
+
+
+@functools.cache
+def _time_namespace() -> int | None:
+    return _namespace("time")
+
+
+def _namespace(kind: str) -> int | None:
     if sys.platform != "linux":
         return None
     try:
-        return os.stat("/proc/self/ns/pid").st_ino
+        return os.stat(f"/proc/self/ns/{kind}").st_ino
     except OSError:
         return None
 
@@ -309,15 +473,20 @@ def _pid_namespace() -> int | None:
 _TOLD = ("CHECKPOINT_RUN_ID=", "CHECKPOINT_STEP=")
 
 
-def _read(path: str, most: int = 4096) -> str:
+def _read(path: str) -> str:
+    """The text of a small file; nothing where it cannot be read."""
+    return (_read_text(path, 4096) or "").strip()
+
+
+def _read_text(path: str, most: int) -> str | None:
     # Not open(): this stands in the way of every write, and the layers of a text file cost three times the read.
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return ""
+        return None
     try:
-        return os.read(fd, most).decode("utf-8", "replace").strip()
+        return os.read(fd, most).decode("utf-8", "replace")
     except OSError:
-        return ""
+        return None
     finally:
         os.close(fd)

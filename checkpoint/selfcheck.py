@@ -8,7 +8,6 @@ A run that reports anywhere else than to its caller (--state, --notify, --metric
 """
 
 import argparse
-import functools
 import os
 import sys
 import time
@@ -21,6 +20,7 @@ from checkpoint._load import load
 from checkpoint.codec import timestamp
 from checkpoint.config import parse_duration, store_path
 from checkpoint.errors import CheckpointError, NotFound, Usage
+from checkpoint.liveness import Look
 from checkpoint.monitor import Finding, Kind, Policy, Reason, Report, Severity
 from checkpoint.render import text
 from checkpoint.render.check import check_line, finding_document, finding_line
@@ -117,16 +117,11 @@ def check(stores: Sequence[str], policy: Policy, now: datetime) -> Report:
     findings: list[Finding] = []
     unfinished = 0
     idle_since: datetime | None = None
-    # Asked once for each process: a run judges one moment, and one agent may hold very many.
-    liveness, remnants = functools.cache(process.liveness), functools.cache(process.remnants)
-
-    def remains(checkpoint: model.Checkpoint, step: model.Step) -> bool:
-        began, group = step.begun_at or checkpoint.created_at, checkpoint.lease.pid if checkpoint.lease else None
-        return remnants().of(checkpoint.run_id, step.name, group, began.timestamp())
-
+    look = Look()
     for store in stores:
         try:
-            for entry in open_store(store).scan():
+            opened = open_store(store)
+            for entry in opened.scan():
                 if entry.checkpoint is None:
                     assert entry.error is not None
                     findings.append(monitor.judge_error(entry.name, entry.error, store))
@@ -134,7 +129,7 @@ def check(stores: Sequence[str], policy: Policy, now: datetime) -> Report:
                 unfinished += 1
                 moved = entry.checkpoint.progress_at
                 idle_since = moved if idle_since is None or moved < idle_since else idle_since
-                standing = model.standing(entry.checkpoint, lambda holder: liveness(_process(holder)), now, remains)
+                standing = look.standing(entry.checkpoint, opened, now)
                 finding = monitor.judge(entry.checkpoint, standing, now, policy, store)
                 if finding is not None:
                     findings.append(finding)
@@ -150,13 +145,14 @@ def _material(report: Report) -> Any:
     wanted = {(finding.store, finding.id): finding for finding in report.findings if finding.kind in (Kind.STALE, Kind.CLOCK)}
     chosen: dict[tuple[str, str], model.View] = {}
     recent: list[model.Checkpoint] = []
+    look = Look()
     for name in report.stores:
         try:
             store = open_store(name)
             for entry in store.scan():
                 key = (name, entry.name)
                 if entry.checkpoint is not None and (key in wanted or len(chosen) < MOST_ON_PAGE):
-                    standing = model.standing(entry.checkpoint, lambda holder: process.liveness(_process(holder)), report.at)
+                    standing = look.standing(entry.checkpoint, store, report.at)
                     chosen[key] = model.view(entry.checkpoint, standing)
             recent += [entry.checkpoint for entry in store.recent(RECENT_ON_PAGE) if entry.checkpoint is not None]
         except CheckpointError:
@@ -203,12 +199,6 @@ def _ping(address: str, end: str, body: str, environ: Mapping[str, str]) -> None
         ping(address, end, body, environ)
     except failure as error:
         _say(f"{PROGRAM}: the ping was not taken: {error}")
-
-
-def _process(holder: model.Lease | model.StepProcess | None) -> process.Process | None:
-    if holder is None:
-        return None
-    return process.Process(holder.host, holder.boot_id, holder.pid_ns, holder.pid, holder.pid_started)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,7 +1,7 @@
 """Every change of state, as tables: what is allowed, what it gives, what is refused and by which error."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from records import FINGERPRINT, T0, at, owner, run
@@ -254,11 +254,21 @@ def test_who_may_write(token: int | None, name: str, state: Standing, error: typ
 
 
 def test_time_runs_out_only_where_life_cannot_be_seen() -> None:
-    lease = run(by=owner(lease_s=60)).lease
-    assert model.owner_state(lease, "alive", at(90)) is ALIVE.owner
-    assert model.owner_state(lease, "unknown", at(90)) is EXPIRED.owner
-    assert model.owner_state(lease, "unknown", at(30)) is UNKNOWN.owner
-    assert model.owner_state(lease, "dead", at(30)) is DEAD.owner
+    held = run(by=owner(lease_s=60))
+    assert model.owner_state(held, "alive", at(90)) is ALIVE.owner
+    assert model.owner_state(held, "unknown", at(90)) is EXPIRED.owner
+    assert model.owner_state(held, "unknown", at(30)) is UNKNOWN.owner
+    assert model.owner_state(held, "dead", at(30)) is DEAD.owner
+
+
+def test_a_claim_of_another_boot_or_host_ends_by_time_and_one_of_this_boot_by_its_process_alone() -> None:
+    held = run(by=owner())
+    for seconds, state in ((1799, UNKNOWN), (1800, EXPIRED)):
+        assert model.owner_state(held, "elsewhere", at(seconds)) is state.owner
+    later = model.renew(held, owner(), 1, at(600))
+    assert model.owner_state(later, "elsewhere", at(2399)) is UNKNOWN.owner, "30 minutes after its last write"
+    assert model.owner_state(later, "elsewhere", at(2400)) is EXPIRED.owner
+    assert model.owner_state(held, "unknown", at(1 << 30)) is UNKNOWN.owner
 
 
 def test_replan_does_not_make_a_step_in_doubt_repeatable() -> None:
@@ -462,12 +472,29 @@ def test_a_command_that_works_keeps_others_out_and_one_that_vanished_is_in_doubt
     assert again.attempts == 2
 
 
+class Answers(NamedTuple):
+    """A kernel that knows these pids, and whether there are orphans."""
+
+    lives: dict[int, str]
+    orphans: bool = False
+
+    def owner(self, checkpoint: Checkpoint) -> str:
+        assert checkpoint.lease is not None
+        return self.lives[checkpoint.lease.pid or 0]
+
+    def process(self, checkpoint: Checkpoint, process: model.StepProcess) -> str:
+        return self.lives[process.pid or 0]
+
+    def has_orphans(self, checkpoint: Checkpoint, step: model.Step) -> bool:
+        return self.orphans
+
+
 def test_standing_is_what_the_processes_say() -> None:
     def standing(lease: str, step: str, run: str, *, lease_s: int | None = None) -> Standing:
         found = {41: lease, 77: step, 76: run}
         by = owner(lease_s=lease_s)
         begun = model.begin_step(model.claim(command(), by, ALIVE, at(1)), "a", ALIVE, at(1), process=PROCESS)
-        return model.standing(begun, lambda holder: found[holder.pid or 0] if holder else "unknown", at(2))
+        return model.standing(begun, Answers(found), at(2))
 
     working, vanished = frozenset({"a"}), frozenset({"a"})
     assert standing("dead", "alive", "dead") == Standing(OwnerState.DEAD, working=working)

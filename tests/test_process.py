@@ -14,7 +14,7 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SELFCHECK, TOOL, Workspace, lacking, need_program, need_root, powerless
+from conftest import ROOT, SELFCHECK, TOOL, Workspace, lacking, need_program, need_root, powerless, unable
 
 from checkpoint import process
 from checkpoint.process import Process
@@ -169,15 +169,72 @@ def test_a_reused_pid_is_dead(alive: Process) -> None:
     assert process.liveness(alive._replace(pid_started=alive.pid_started + 1)) == "dead"
 
 
+def booted() -> float:
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 @linux
-def test_another_boot_of_this_host_is_dead(alive: Process) -> None:
-    assert process.liveness(alive._replace(boot_id=OTHER_BOOT)) == "dead"
+def test_another_boot_of_this_host_is_dead_if_it_wrote_last_before_this_one_began(alive: Process) -> None:
+    before = alive._replace(boot_id=OTHER_BOOT)
+    assert process.liveness(before, booted() - 60) == "dead"
+    # Machines that were copied from one image have one machine id, and may both be up.
+    assert process.liveness(before, booted() + 60) == "elsewhere"
+    assert process.liveness(before) == "elsewhere"
 
 
+@linux
 def test_a_boot_is_enough_to_be_dead_but_not_to_be_alive() -> None:
     assert process.liveness(process.this_boot()) == "unknown"
-    if process.this_boot().boot_id is not None:
-        assert process.liveness(process.this_boot()._replace(boot_id=OTHER_BOOT)) == "dead"
+    assert process.liveness(process.this_boot()._replace(boot_id=OTHER_BOOT), booted() - 60) == "dead"
+
+
+@linux
+@pytest.mark.parametrize("machine", ["", "uninitialized", "0" * 32, "not an id"])
+def test_without_a_valid_machine_id_a_reboot_proves_nothing(machine: str) -> None:
+    need_root()
+    empty = "mount -t tmpfs none /var/lib && mount -t tmpfs none /etc"
+    place = ["unshare", "--mount", "sh", "-c", f'{empty} && echo "{machine}" >/etc/machine-id && exec "$@"', "sh"]
+    asked = f"process.liveness(process.itself()._replace(boot_id={OTHER_BOOT!r}), 1.0), process.provable(process.itself())"
+    assert ask(asked, *place) == "elsewhere False"
+
+
+@linux
+def test_a_machine_id_that_is_made_anew_at_each_boot_proves_nothing() -> None:
+    need_root()
+    transient = "mount -t tmpfs none /run && echo 0123456789abcdef0123456789abcdef >/run/machine-id"
+    place = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        f'{transient} && mount --bind /run/machine-id /etc/machine-id && exec "$@"',
+        "sh",
+    ]
+    assert ask("process.provable(process.itself())", *place) == "False"
+    assert ask("process.provable(process.itself())") == "True"
+
+
+@linux
+def test_in_another_time_namespace_start_times_prove_nothing(alive: Process, sleeper: subprocess.Popen[bytes]) -> None:
+    need_root()
+    shifted = (need_program("unshare"), "--time", "--boottime", "86400", "--fork")
+    if subprocess.run([*shifted, "true"], capture_output=True, check=False).returncode:
+        unable("time namespaces cannot be made here")
+    assert ask(f"process.liveness({alive!r})", *shifted) == "unknown"
+    assert ask(f"process.liveness({alive._replace(boot_id=OTHER_BOOT)!r}, 1.0)", *shifted) == "elsewhere"
+    sleeper.kill()
+    sleeper.wait()
+    assert ask(f"process.liveness({alive!r})", *shifted) == "dead", "its pid is gone, whatever the clock"
+
+
+@linux
+def test_the_proc_of_another_pid_namespace_proves_nothing() -> None:
+    """Without --mount-proc: the numbers in /proc are those of other processes."""
+    need_root()
+    inside = (need_program("unshare"), "--pid", "--fork")
+    named = "process.this_boot()._replace(pid=process.own_pid(), pid_started=1)"
+    assert ask(f"process.own_pid(), process.liveness({named})", *inside) == "1 unknown"
+    assert ask("process.processes().running", *inside) == "{}"
 
 
 def test_nobody_is_unknown() -> None:
@@ -193,16 +250,15 @@ def test_the_questions_are_asked_in_order(alive: Process, sleeper: subprocess.Po
     reused = {"pid_started": 1}
 
     def ask(*differences: dict[str, object]) -> str:
-        return process.liveness(alive._replace(**{key: value for each in differences for key, value in each.items()}))
+        named = alive._replace(**{key: value for each in differences for key, value in each.items()})
+        return process.liveness(named, booted() - 60)
 
-    # Another host: nothing else can be told from here, whatever else differs.
-    later = (rebooted, contained, reused)
-    for count in range(4):
-        for some in combinations(later, count):
-            assert ask(elsewhere, *some) == "unknown"
-    # Another boot: dead, and the rest does not matter.
+    # Another host on this boot is a container of this kernel; on another boot it is another machine.
     for count in range(3):
         for some in combinations((contained, reused), count):
+            assert ask(elsewhere, *some) == "unknown"
+            assert ask(elsewhere, rebooted, *some) == "elsewhere"
+            # Another boot of this host: dead, and the rest does not matter.
             assert ask(rebooted, *some) == "dead"
     # Another pid namespace: its pids mean other processes there.
     assert ask(contained) == ask(contained, reused) == "unknown"
@@ -210,7 +266,8 @@ def test_the_questions_are_asked_in_order(alive: Process, sleeper: subprocess.Po
 
     sleeper.kill()
     sleeper.wait()
-    assert ask(elsewhere) == ask(elsewhere, rebooted) == ask(contained) == "unknown"
+    assert ask(elsewhere) == ask(contained) == "unknown"
+    assert ask(elsewhere, rebooted) == "elsewhere"
     assert ask() == ask(rebooted) == "dead"
 
 

@@ -489,7 +489,7 @@ from checkpoint.api import Workflow
 _begin = Workflow.begin
 Workflow.begin = lambda self, name, process=None, **more: _begin(self, name, **more)
 from checkpoint import process
-process.remnants = lambda: process.Remnants({}, {})
+process.processes = lambda: process.Processes({}, frozenset())
 """
 
 

@@ -26,7 +26,7 @@ from portalocker import LockException
 from proof import WHOLE, tried
 from records import T0, run
 
-from checkpoint import codec, errors, model, process
+from checkpoint import codec, errors, liveness, model, process
 from checkpoint.model import Checkpoint, OwnerState, Status, StepStatus
 from checkpoint.store import Store, disk, flock
 from checkpoint.store.file import FileStore
@@ -69,6 +69,9 @@ class World:
         self._patch.setattr(process, "_machine_id", lambda: "machine")
         self._patch.setattr(process, "_boot_id", lambda: f"boot-{self.boot}")
         self._patch.setattr(process, "_pid_namespace", lambda: 1)
+        self._patch.setattr(process, "_time_namespace", lambda: None)
+        self._patch.setattr(process, "_boot_began", lambda: float("inf"))
+        self._patch.setattr(process, "processes", lambda: process.Processes({}, frozenset()))
         self._patch.setattr(process, "_gone", lambda pid: pid not in self.processes)
         self._patch.setattr(process, "_stat", lambda pid: (False, self.processes.get(pid)))
 
@@ -121,7 +124,7 @@ class Owners(RuleBasedStateMachine):
         return model.Owner(name, HERE, f"boot-{self.world.boot}", 1, life.pid, life.started, lease_s)
 
     def state(self, checkpoint: Checkpoint) -> model.Standing:
-        return model.standing(checkpoint, process.liveness, self.now)
+        return liveness.standing(checkpoint, self.store, self.now)
 
     def is_mine(self, checkpoint: Checkpoint, name: str) -> bool:
         lease, me = checkpoint.lease, self.who(name)
@@ -487,6 +490,7 @@ class FailingStore:
         self.location = path
         self._kernel = kernel
         self._real = FileStore(path)
+        self.shared, self.attest, self.is_attested = self._real.shared, self._real.attest, self._real.is_attested
         self.scan, self.load, self.raw, self.now = self._real.scan, self._real.load, self._real.raw, self._real.now
         self._lot = lot
 
@@ -685,7 +689,7 @@ def robs(checkpoint: Checkpoint, *arguments: Any, **more: Any) -> Checkpoint:
     return _claim(checkpoint, *arguments, **{"steal_reason": "because", **{k: v for k, v in more.items() if v}})
 
 
-def knows_only_pids(found: process.Identity | None) -> process.Liveness:
+def knows_only_pids(found: process.Identity | None, written: float | None = None) -> process.Liveness:
     return "dead" if found is not None and found.host == HERE and found.pid and process._gone(found.pid) else "unknown"
 
 

@@ -49,15 +49,23 @@ def open_checkpoints(
     lease: str | None = None,
     *,
     allow_secret: list[str] | None = None,
+    caller_pid: int | None = None,
 ) -> Checkpoints:
-    """The store that is meant, and who asks. Raises Usage."""
-    return _checkpoints(store, owner, owner_pid, lease, tuple(allow_secret or ()))
+    """The store that is meant, and who asks. ``caller_pid``: the process that carries steps out, by default the one that
+    called this program. Raises Usage."""
+    caller = caller_pid or process.parent().pid
+    return _checkpoints(store, owner, owner_pid, lease, tuple(allow_secret or ()), caller)
 
 
 # A session opens each store once for all of its commands.
 @functools.cache
 def _checkpoints(
-    store: str | None, owner: str | None, owner_pid: int | None, lease: str | None, allow_secret: tuple[str, ...]
+    store: str | None,
+    owner: str | None,
+    owner_pid: int | None,
+    lease: str | None,
+    allow_secret: tuple[str, ...],
+    caller_pid: int | None,
 ) -> Checkpoints:
     who = make_owner(
         owner or environ.get("CHECKPOINT_OWNER") or None,
@@ -65,15 +73,21 @@ def _checkpoints(
         lease_s=seconds(lease),
         time_held=owner_pid is None,
     )
-    return Checkpoints(store_path(store, environ), owner=who, allow_secrets=allow_secret)
+    return Checkpoints(store_path(store, environ), owner=who, allow_secrets=allow_secret, caller_pid=caller_pid)
 
 
 def open_workflow(
-    id: str, store: str | None, owner: str | None, token: int | None, *, allow_secret: list[str] | None = None
+    id: str,
+    store: str | None,
+    owner: str | None,
+    token: int | None,
+    *,
+    allow_secret: list[str] | None = None,
+    caller_pid: int | None = None,
 ) -> Workflow:
     """A handle for one write. $CHECKPOINT_TOKEN counts only for the checkpoint that $CHECKPOINT_ID names, if it does:
     a script that drives two runs would otherwise hand the token of one to the other."""
-    run = open_checkpoints(store, owner, allow_secret=allow_secret).open(id, token=token)
+    run = open_checkpoints(store, owner, allow_secret=allow_secret, caller_pid=caller_pid).open(id, token=token)
     given = environ.get("CHECKPOINT_TOKEN")
     if token is None and given and environ.get("CHECKPOINT_ID") in (None, "", run.id, run.checkpoint.run_id):
         if not given.isascii() or not given.isdigit():

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from collections.abc import Callable
 from os import environ
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from checkpoint import process
 from checkpoint._load import data_path, load
+from checkpoint.api import Workflow
 from checkpoint.cli.options import Json, Store, emit, open_checkpoints
 from checkpoint.dialogue import Dialogue
 from checkpoint.errors import CheckpointError, Usage
@@ -67,7 +69,8 @@ def session(
     if owner is None:
         raise Usage(f"no process runs under the pid {owner_pid}, and the owner of a session must be running")
     main = load("checkpoint.cli:main")
-    with Dialogue(owner, largest=4 * RECORD_LIMIT) as dialogue:
+    run = _claimed(owner_pid)
+    with Dialogue(owner, largest=4 * RECORD_LIMIT, pulse=_pulse(run), every_s=_beat_s(run)) as dialogue:
         while (arguments := dialogue.ask(most=MOST_ARGUMENTS)) is not None:
             verb = next((argument for argument in arguments if not argument.startswith("-")), "")
             if verb in OWN_STREAMS:
@@ -76,22 +79,50 @@ def session(
             else:
                 status = main(arguments)
             dialogue.answer(status)
-        if dialogue.owner_ended(wait_s=1):
-            _give_back(owner_pid)
+        if dialogue.owner_ended(wait_s=1) and run is not None:
+            _give_back(run)
 
 
-def _give_back(owner_pid: int) -> None:
-    """Where nobody can prove that the script has ended, its claim would hold until its time is over."""
+def _claimed(owner_pid: int) -> Workflow | None:
+    """The run that the script has claimed, with the proof that it lives: it stands for the script while that lives."""
     id, token = environ.get("CHECKPOINT_ID"), environ.get("CHECKPOINT_TOKEN", "")
     if not id or not token.isdigit():
-        return
+        return None
     try:
         run = open_checkpoints(None).open(id, token=int(token))
-        lease = run.checkpoint.lease
-        if lease is not None and lease.pid == owner_pid and lease.expires_at is not None:
+    except CheckpointError:
+        return None  # the first command says what is wrong
+    run.attest(owner_pid)
+    lease = run.checkpoint.lease
+    return run if lease is not None and lease.pid == owner_pid else None
+
+
+def _beat_s(run: Workflow | None) -> float | None:
+    """How often the claim is renewed: one that holds by its process alone needs it not."""
+    lease = None if run is None else run.checkpoint.lease
+    return None if lease is None or lease.lease_s is None else lease.lease_s / 4
+
+
+def _pulse(run: Workflow | None) -> Callable[[], None]:
+    """Renews the claim while a step of the script takes its time: on another host only time can tell that it lives."""
+
+    def pulse() -> None:
+        try:
+            if run is not None:
+                run.heartbeat()
+        except CheckpointError:
+            pass  # finished, taken over, or a disk that is full: the next command of the script says so
+
+    return pulse
+
+
+def _give_back(run: Workflow) -> None:
+    """Where the end of the script cannot be proven, its claim would hold until its time is over."""
+    try:
+        if run.checkpoint.lease is not None and run.checkpoint.lease.lease_s is not None:
             run.release()
     except CheckpointError:
-        pass  # finished, or taken over: then it is not ours to give
+        pass  # finished, or taken over: then it is not the script's to give
 
 
 def _quoted(path: str) -> str:

@@ -12,6 +12,10 @@ from checkpoint.render import text
 
 StepName = Annotated[str, typer.Argument(metavar="STEP", help="Name of the step.", show_default=False)]
 Once = Annotated[bool, typer.Option("--once", help="Must not be repeated blindly.")]
+CallerPid = Annotated[
+    int | None,
+    typer.Option("--caller-pid", metavar="PID", help="The (sub)shell that does the step. [the caller]", show_default=False),
+]
 Add = Annotated[bool, typer.Option("--add", help="Append the step if the plan has none of that name.")]
 
 
@@ -22,13 +26,14 @@ def begin(
     add: Add = False,
     ask: Annotated[bool, typer.Option("--ask", help="In doubt: say so, and do not begin.")] = False,
     absent: Annotated[bool, typer.Option("--absent", help="In doubt, and its effect was seen not to be in place.")] = False,
+    caller_pid: CallerPid = None,
     token: Token = None,
     owner: OwnerName = None,
     json: Json = False,
     store: Store = None,
 ) -> None:
     """Begin a step, unless it is done already. Prints begun, done, or with --ask in_doubt."""
-    workflow = open_workflow(id, store, owner, token)
+    workflow = open_workflow(id, store, owner, token, caller_pid=caller_pid)
     stored = workflow.checkpoint.step(step)
     begun = stored is not None and stored.status is StepStatus.BEGUN
     if stored is not None and stored.status in DONE:
@@ -56,6 +61,7 @@ def end(
     in_place: Annotated[bool, typer.Option("--in-place", help="Its effect was seen to be in place.")] = False,
     absent: Annotated[bool, typer.Option("--absent", help="Its effect was seen not to be in place.")] = False,
     unseen: Annotated[bool, typer.Option("--unseen", help="Its effect could not be looked at.")] = False,
+    caller_pid: CallerPid = None,
     token: Token = None,
     owner: OwnerName = None,
     json: Json = False,
@@ -71,7 +77,7 @@ def end(
     error = f"exit status {exit_code}" if exit_code else None
     if (absent or unseen) and not exit_code:
         error = "its effect is not in place" if absent else "exit status 0, but its effect could not be looked at"
-    workflow = open_workflow(id, store, owner, token)
+    workflow = open_workflow(id, store, owner, token, caller_pid=caller_pid)
     seen = True if in_place else False if absent else None
     workflow.end(step, Outcome(exit_code=exit_code, in_place=seen, error=error))
     ended = workflow.checkpoint.step(step)

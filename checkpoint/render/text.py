@@ -68,7 +68,7 @@ def run_lines(view: View, *, full: bool) -> list[str]:
     limit = f" of at most {checkpoint.max_attempts}" if checkpoint.max_attempts else ""
     line("attempt", f"{checkpoint.attempts}{limit}" if checkpoint.attempts > 1 or limit else None)
     if checkpoint.lease is not None:
-        line("owner", f"{view.owner_state}: {model.holder(checkpoint.lease)}")
+        line("owner", f"{view.owner_state}: {model.holder(checkpoint.lease, view.owner_state, view.until)}")
     line("agent", checkpoint.agent)
     line("handoff to", checkpoint.handoff_to)
     line("done", _names(checkpoint.steps, model.DONE))

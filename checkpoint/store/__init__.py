@@ -32,6 +32,13 @@ class Entry(NamedTuple):
     error: CheckpointError | None
 
 
+class Attestation(Protocol):
+    """What the holder of a claim holds to show that it lives."""
+
+    def close(self) -> None:
+        """Let go, in order: what is left says nothing. Only a process that dies leaves it said that its claim is dead."""
+
+
 class Store(Protocol):
     """``name`` is an id (``deploy``, ``deploy-1a2b3c4d5e6f``) or a run id.
 
@@ -40,6 +47,10 @@ class Store(Protocol):
     """
 
     location: str
+
+    @property
+    def shared(self) -> bool:
+        """Whether other hosts may write to it, whose processes cannot be looked at."""
 
     def now(self) -> datetime:
         """The store's clock, in UTC, to the millisecond."""
@@ -70,6 +81,14 @@ class Store(Protocol):
 
     def delete(self, name: str, run_id: str) -> None:
         """Forget a finished run. Gone already, or another run stands there: nothing happens. Raises InvalidTransition."""
+
+    def attest(self, checkpoint: Checkpoint) -> Attestation | None:
+        """Show that the holder of this claim lives, until it is closed or this process ends. None where that cannot be
+        shown, or another claim of this id is still shown to live. Raises nothing."""
+
+    def is_attested(self, checkpoint: Checkpoint) -> bool | None:
+        """Whether the holder of this claim shows that it lives: False, it died; None, it never did, or that cannot be told
+        from here. Raises nothing."""
 
     def raw(self, name: str) -> tuple[str, bytes]:
         """(id, the stored bytes, damaged or not). Raises NotFound, Damaged where there is nothing to read."""

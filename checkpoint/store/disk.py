@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import stat
+import time
 from collections.abc import Iterator
 
 from checkpoint.errors import DAMAGE_KINDS, Damaged, StoreUnavailable
@@ -316,6 +317,96 @@ class LockFile:
 
 
 _LOCK_TEXT = re.compile(rb"(\d{20}) (\d{10})\n")
+
+
+class ClaimLock:
+    """The side file of a claim, locked (flock(2)) by its holder for as long as it lives: the kernel lets go when it ends,
+    and whoever shares the kernel can see that, from any container or namespace. ``text``: which claim."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    @classmethod
+    def take(cls, folder: Folder, id: str, text: bytes) -> "ClaimLock | None":
+        """None while the holder of another claim has it. Raises OSError."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(f"{id}.owner", flags, 0o600, dir_fd=folder.fd)
+        try:
+            status = os.fstat(fd)
+            is_safe = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_nlink == 1
+            if not is_safe or not _try_flock(fd, fcntl.LOCK_EX):
+                os.close(fd)
+                return None
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, text, 0)
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(fd)
+
+    @staticmethod
+    def is_held(folder: Folder, id: str, text: bytes) -> bool | None:
+        """Whether the holder of this claim has it; None where it stands for another claim, or for none. Raises OSError."""
+        fd = os.open(f"{id}.owner", _READ, dir_fd=folder.fd)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode) or os.pread(fd, len(text) + 1, 0) != text:
+                return None
+            return not _try_flock(fd, fcntl.LOCK_SH)
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Let go in order: an empty file says nothing of any claim."""
+        if self._fd >= 0:
+            try:
+                os.ftruncate(self._fd, 0)
+            except OSError:
+                pass  # then it says that this claim is dead, and it is over
+            _close_quietly(self._fd)
+            self._fd = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _try_flock(fd: int, kind: int) -> bool:
+    """Tried for some milliseconds: whoever asks whether it is held holds it for a moment, too."""
+    deadline = time.monotonic() + 0.02
+    while True:
+        try:
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if kind == fcntl.LOCK_SH or time.monotonic() >= deadline:
+                return False
+            time.sleep(0.002)
+
+
+_LOCAL = frozenset(
+    {"apfs", "bcachefs", "btrfs", "devtmpfs", "ecryptfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "fuseblk", "hfsplus"}
+    | {"jffs2", "jfs", "msdos", "nilfs2", "ntfs", "ntfs3", "overlay", "ramfs", "reiserfs", "rootfs", "tmpfs", "ubifs"}
+    | {"udf", "vfat", "xfs", "zfs"}
+)
+"""Types of file systems (proc_filesystems(5)) that one kernel has to itself."""
+
+
+def is_local(path: str) -> bool:
+    """Whether only this kernel writes to the file system of ``path``; yes where the system does not tell (macOS)."""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            lines = [line.split(" ") for line in file]
+    except OSError:
+        return True
+    real = os.path.realpath(path) + "/"
+    kind, longest = "", 0
+    for fields in lines:  # proc_pid_mountinfo(5): the fifth field is where, the one behind the hyphen what
+        where = _OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[4]).rstrip("/") + "/"
+        if real.startswith(where) and len(where) >= longest:
+            kind, longest = fields[fields.index("-") + 1], len(where)
+    return kind in _LOCAL or not kind
+
+
+_OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 LOG_LIMIT = 10 << 20

@@ -4,6 +4,7 @@
     done/<id>.json                   finished, with a key: the receipt
     done/<workflow>/<run_id>.json    finished, without a key: the history
     .locks/<id>.lock                 the update lock, and the last token issued
+    .locks/<id>.owner                locked by the holder of a claim for as long as it lives
     quarantine/<id>.json.bad-<ms>    set aside by ``repair``
 
 A run ends in two steps: its terminal record is written in place (from then on it is finished), then moved below
@@ -12,6 +13,7 @@ and the next change of that id moves it.
 """
 
 import errno
+import functools
 import os.path
 import shlex
 import time
@@ -24,8 +26,8 @@ from checkpoint import codec, model
 from checkpoint._load import load
 from checkpoint.errors import AlreadyExists, CheckpointError, Damaged, Locked, NotFound, StoreUnavailable
 from checkpoint.model import RUN_ID, Checkpoint
-from checkpoint.store import DEFAULT_STORE, Change, Entry, changed_meanwhile, checked, utc_now
-from checkpoint.store.disk import Folder, LockFile
+from checkpoint.store import DEFAULT_STORE, Attestation, Change, Entry, changed_meanwhile, checked, utc_now
+from checkpoint.store.disk import ClaimLock, Folder, LockFile, is_local
 
 _R = TypeVar("_R")
 
@@ -75,6 +77,10 @@ def _is_there(path: str) -> bool:
 
 def _is_absent(error: OSError) -> bool:
     return error.errno in (errno.ENOENT, errno.ENOTDIR)
+
+
+def _claim_text(checkpoint: Checkpoint) -> bytes:
+    return f"{checkpoint.token} {checkpoint.run_id}\n".encode()
 
 
 class FileStore:
@@ -232,6 +238,29 @@ class FileStore:
             for name in done.names():
                 if model.NAME.fullmatch(name) and done.is_folder(name):
                     yield from self._scan_folder(done.child(name), f"done/{name}/", id=name, newest=newest)
+
+    # --- proof of life ---------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def shared(self) -> bool:
+        return not is_local(self._path)
+
+    def attest(self, checkpoint: Checkpoint) -> Attestation | None:
+        if self._locks is None or self.shared or checkpoint.lease is None:
+            return None
+        try:
+            return ClaimLock.take(self._locks, checkpoint.id, _claim_text(checkpoint))
+        except (OSError, CheckpointError):
+            return None
+
+    def is_attested(self, checkpoint: Checkpoint) -> bool | None:
+        if self.shared or checkpoint.lease is None:
+            return None
+        try:
+            locks = self._locks or self._folder().child(".locks")
+            return ClaimLock.is_held(locks, checkpoint.id, _claim_text(checkpoint))
+        except (OSError, CheckpointError):
+            return None
 
     def leftovers(self) -> list[str]:
         with self._errors():

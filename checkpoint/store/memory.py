@@ -8,13 +8,14 @@ from datetime import datetime
 from checkpoint import codec, model
 from checkpoint.errors import AlreadyExists, CheckpointError, NotFound
 from checkpoint.model import RUN_ID, Checkpoint
-from checkpoint.store import Change, Entry, changed_meanwhile, checked, utc_now
+from checkpoint.store import Attestation, Change, Entry, changed_meanwhile, checked, utc_now
 
 
 class MemoryStore:
     """Keeps encoded records, so that the codec is part of every test. Safe for threads of one process."""
 
     location = "memory:"
+    shared = False
 
     def __init__(self) -> None:
         self._unfinished: dict[str, bytes] = {}
@@ -107,6 +108,12 @@ class MemoryStore:
             if checkpoint.run_id == run_id:
                 model.check_deletable(checkpoint)
                 del place[key]
+
+    def attest(self, checkpoint: Checkpoint) -> Attestation | None:
+        return None
+
+    def is_attested(self, checkpoint: Checkpoint) -> bool | None:
+        return None
 
     def raw(self, name: str) -> tuple[str, bytes]:
         with self._lock:
