@@ -14,14 +14,14 @@ class Dialogue:
     """Questions on standard input, answers on standard output, while ``owner`` lives and asks.
 
     Texts end with a NUL byte: a question is their number and so many, an answer is an exit status, and what was written
-    meanwhile to descriptors 1 and 2, which are kept in memory. ``largest``: bytes of one question. ``pulse``: called every
-    ``every_s`` seconds in which no question comes (None: never).
+    meanwhile to descriptors 1 and 2, which are kept in memory. ``largest``: bytes of one question. ``pulse`` is called
+    every ``every_s`` seconds in which no question comes (None: never).
     """
 
-    def __init__(
-        self, owner: process.Process, *, largest: int, pulse: Callable[[], None], every_s: float | None = None
-    ) -> None:
-        self._pulse, self._every_s = pulse, every_s
+    pulse: Callable[[], None]
+    every_s: float | None = None
+
+    def __init__(self, owner: process.Process, *, largest: int) -> None:
         # Ctrl-C and the end of a terminal reach us with the script; what they mean is for the script to say.
         for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
@@ -98,8 +98,8 @@ class Dialogue:
         poll.register(fd, event)
         if self._owner is not None:
             poll.register(self._owner, select.POLLIN)
-        while not (ready := dict(poll.poll(None if self._every_s is None else self._every_s * 1000))):
-            self._pulse()
+        while not (ready := dict(poll.poll(None if self.every_s is None else self.every_s * 1000))):
+            self.pulse()
         return fd in ready
 
     def _text(self) -> bytes | None:

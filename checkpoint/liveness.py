@@ -69,7 +69,11 @@ class _Kernel(NamedTuple):
         return "alive" if attested else "dead"
 
     def process(self, checkpoint: Checkpoint, process: StepProcess) -> str:
-        return self._ask(checkpoint, process)
+        found = self._ask(checkpoint, process)
+        if found in ("alive", "dead") or self.ground.is_attested(checkpoint) is not False:
+            return found
+        # The owner has died, and with it, as far as can be told, what it did: a restarted container goes on at once.
+        return "dead"
 
     def has_orphans(self, checkpoint: Checkpoint, step: Step) -> bool:
         began, lease = step.begun_at or checkpoint.created_at, checkpoint.lease

@@ -480,9 +480,9 @@ def holder(lease: Lease, state: OwnerState, until: datetime | None) -> str:
 
 def way_to_claim(checkpoint: Checkpoint, standing: Standing) -> str:
     """The command that helps whoever is refused: wait for an owner that lives, take it from one that nothing proves."""
-    if standing.owner is OwnerState.ALIVE or standing.working:
-        return f"checkpoint-tool resume {checkpoint.id} --wait 30s"
-    return f"checkpoint-tool resume {checkpoint.id} --steal --reason 'its owner is gone'"
+    if standing.owner is OwnerState.UNKNOWN:
+        return f"checkpoint-tool resume {checkpoint.id} --steal --reason 'its owner is gone'"
+    return f"checkpoint-tool resume {checkpoint.id} --wait 30s"
 
 
 def clock(moment: datetime) -> str:
@@ -1083,7 +1083,7 @@ def _at_work(checkpoint: Checkpoint, step: Step) -> str:
         return f"a process that {which} started is still at work"
     if process.pid is None:
         since = f" since {clock(step.begun_at)}" if step.begun_at else ""
-        return f"{which} is at work{since}: another part of its owner began it (process {process.run_pid})"
+        return f"{which} is at work{since}: process {process.run_pid} began it, and it or what it started still runs"
     return f"the command of {which} is still at work (process {process.pid}, run by {process.run_pid})"
 
 

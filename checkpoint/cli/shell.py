@@ -69,8 +69,10 @@ def session(
     if owner is None:
         raise Usage(f"no process runs under the pid {owner_pid}, and the owner of a session must be running")
     main = load("checkpoint.cli:main")
-    run = _claimed(owner_pid)
-    with Dialogue(owner, largest=4 * RECORD_LIMIT, pulse=_pulse(run), every_s=_beat_s(run)) as dialogue:
+    with Dialogue(owner, largest=4 * RECORD_LIMIT) as dialogue:
+        run = _claimed(owner_pid)  # after it has closed all that came from the script
+        if run is not None and run.checkpoint.lease is not None and run.checkpoint.lease.lease_s is not None:
+            dialogue.pulse, dialogue.every_s = _pulse(run), run.checkpoint.lease.lease_s / 4
         while (arguments := dialogue.ask(most=MOST_ARGUMENTS)) is not None:
             verb = next((argument for argument in arguments if not argument.startswith("-")), "")
             if verb in OWN_STREAMS:
@@ -97,19 +99,12 @@ def _claimed(owner_pid: int) -> Workflow | None:
     return run if lease is not None and lease.pid == owner_pid else None
 
 
-def _beat_s(run: Workflow | None) -> float | None:
-    """How often the claim is renewed: one that holds by its process alone needs it not."""
-    lease = None if run is None else run.checkpoint.lease
-    return None if lease is None or lease.lease_s is None else lease.lease_s / 4
-
-
-def _pulse(run: Workflow | None) -> Callable[[], None]:
+def _pulse(run: Workflow) -> Callable[[], None]:
     """Renews the claim while a step of the script takes its time: on another host only time can tell that it lives."""
 
     def pulse() -> None:
         try:
-            if run is not None:
-                run.heartbeat()
+            run.heartbeat()
         except CheckpointError:
             pass  # finished, taken over, or a disk that is full: the next command of the script says so
 

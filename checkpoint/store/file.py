@@ -246,10 +246,11 @@ class FileStore:
         return not is_local(self._path)
 
     def attest(self, checkpoint: Checkpoint) -> Attestation | None:
-        if self._locks is None or self.shared or checkpoint.lease is None:
+        if self.shared or checkpoint.lease is None:
             return None
         try:
-            return ClaimLock.take(self._locks, checkpoint.id, _claim_text(checkpoint))
+            locks = self._locks or self._folder().child(".locks")
+            return ClaimLock.take(locks, checkpoint.id, _claim_text(checkpoint))
         except (OSError, CheckpointError):
             return None
 
