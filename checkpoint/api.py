@@ -70,6 +70,8 @@ POLL_S = 0.1
 LEAVING_S = 8.0
 """How long ``start`` and ``resume`` wait for the command of a dead owner to go: it is being ended, within 5 s."""
 
+_NEWEST = 20
+
 EXEC_STEP = "command"
 """The one step of a run that is nothing but one command."""
 
@@ -436,8 +438,9 @@ class Checkpoints:
         if wanted is not None and not previous:
             return self._run_status(wanted)
         workflow = name if wanted is None else wanted.workflow
-        # Of the history the newest would do; a run that is named may be anywhere in it.
-        newest = 2 if wanted is None else None
+        # Of the history the newest would do, and some more: by their names they are in the order of a clock, which may
+        # have been wrong. A run that is named may be anywhere in it.
+        newest = _NEWEST if wanted is None else None
         found: dict[str, Checkpoint] = {}
         for entry in self.store.scan(finished=True, workflow=workflow, newest=newest):
             if entry.error is not None:
@@ -445,9 +448,9 @@ class Checkpoints:
             if entry.checkpoint is not None and entry.checkpoint.workflow == workflow:
                 # One that ends while we look may be met in both places; the later look is the truer one.
                 found[entry.checkpoint.run_id] = entry.checkpoint
-        runs = sorted(found.values(), key=_began, reverse=True)
+        runs = model.newest_first(found.values())
         if wanted is not None:
-            runs = [run for run in runs if _began(run) <= _began(wanted)]
+            runs = runs[[run.run_id for run in runs].index(wanted.run_id) :]
         elif not runs and not previous:
             return self._run_status(self.store.load(name))  # the id of a run with a key
         if len(runs) <= previous:
@@ -575,13 +578,16 @@ class Checkpoints:
             elif not listed.view.checkpoint.unfinished:
                 # One that is moved while we look is met in both places. Counted twice it would be one too many to keep.
                 found[listed.view.checkpoint.run_id] = listed
+        workflows: dict[str, list[Checkpoint]] = {}
+        for checkpoint in (listed.view.checkpoint for listed in found.values() if listed.view is not None):
+            workflows.setdefault(checkpoint.workflow, []).append(checkpoint)
+        ranks = {run.run_id: rank for runs in workflows.values() for rank, run in enumerate(model.newest_first(runs), 1)}
         finished = sorted(found.values(), key=lambda listed: _finished_at(listed), reverse=True)
-        seen: dict[str, int] = {}
         candidates = []
         for listed in finished:
             assert listed.view is not None
             checkpoint = listed.view.checkpoint
-            rank = seen[checkpoint.workflow] = seen.get(checkpoint.workflow, 0) + 1
+            rank = ranks[checkpoint.run_id]
             old = older_than_s is None or now - _finished_at(listed) >= timedelta(seconds=older_than_s)
             if old and (keep is None or rank > keep) and not checkpoint.pinned:
                 candidates.append(listed)
@@ -1197,10 +1203,6 @@ def _fresh_command(
         now=now,
     )
     return model.begin_step(run, EXEC_STEP, Standing(model.OwnerState.ALIVE), now, process=process)
-
-
-def _began(checkpoint: Checkpoint) -> tuple[datetime, str]:
-    return checkpoint.created_at, model.bare(checkpoint.run_id)
 
 
 def _receipt(checkpoint: Checkpoint, fingerprint: str, plan: Sequence[PlanStep] | None) -> Checkpoint:

@@ -454,6 +454,26 @@ def run_state(checkpoint: Checkpoint, standing: Standing, now: datetime) -> RunS
     return RunState.FAILED if last is None or last.cause is None else causes[last.cause]
 
 
+def newest_first(runs: Iterable[Checkpoint]) -> list[Checkpoint]:
+    """Runs of one workflow in the order in which they began, the last one first.
+
+    Runs that count their tokens together are in the order of these: a clock that was wrong for a while must not make an
+    old run the last one. Beside runs of other keys, which count for themselves, a run counts as begun at the latest when
+    its successor did.
+    """
+    families: dict[str, list[Checkpoint]] = {}
+    for run in runs:
+        is_own_key = run.idempotency_key in (None, run.run_id)  # as of an `exec` that began beside another
+        families.setdefault(run.workflow if is_own_key else run.id, []).append(run)
+    dated: list[tuple[datetime, int, Checkpoint]] = []
+    for family in families.values():
+        latest = max(run.created_at for run in family)
+        for run in sorted(family, key=lambda run: (run.token, run.created_at, run.run_id), reverse=True):
+            latest = min(latest, run.created_at)
+            dated.append((latest, run.token, run))
+    return [run for _, _, run in sorted(dated, key=lambda item: item[:2], reverse=True)]
+
+
 def bare(run_id: str) -> str:
     """The run id without its label: what its file is called, and by which runs sort in time."""
     return run_id.rpartition(":")[2]

@@ -20,6 +20,7 @@ from proof import WHOLE, scratch, tried
 
 DISK, FILE, FLOCK = "checkpoint/store/disk.py", "checkpoint/store/file.py", "checkpoint/store/flock.py"
 MODEL, CODEC, PROCESS = "checkpoint/model.py", "checkpoint/codec.py", "checkpoint/process.py"
+LIVENESS, API = "checkpoint/liveness.py", "checkpoint/api.py"
 FOLLOWUP, COMMAND, SECRETS = "checkpoint/followup.py", "checkpoint/command.py", "checkpoint/secrets.py"
 
 # The methods, by the tests that a bug is shown to: arguments of pytest. Each takes less than a minute.
@@ -37,6 +38,10 @@ METHODS = {
     "fuzzing": ["tests/test_fuzz.py", "-k", "flipped or whatever"],
     "hostile directory": ["tests/test_hostile.py", "-k", "planted_in_a_store and record"],
     "processes": ["tests/test_process.py"],
+    "two parts of an owner": ["tests/test_owners.py", "-k", "subshell_does and dash or one_handle or forks"],
+    "orphans": ["tests/test_owners.py", "-k", "orphan or left_behind"],
+    "containers": ["tests/test_owners.py", "-k", "container"],
+    "owners": ["tests/test_owners.py", "-k", "same_owner or terminal or half_an_hour or other_hosts or renamed"],
     "store contract": ["tests/test_store.py"],
     "incidents": ["tests/test_followup.py", "-k", "said_once or channel_that_fails or three_days"],
 }
@@ -210,8 +215,8 @@ MUTANTS = {
         "without a token only the lease's owner writes",
         "state machine",
         MODEL,
-        '    if lease is not None and standing.owner in HELD and not _is_holder(lease, owner):\n        raise Locked(\n            f"{checkpoint.id} is held by {holder(lease)}; a write',
-        '    if lease is None and standing.owner in HELD:\n        raise Locked(\n            f"{checkpoint.id} is held by ?; a write',
+        "    if lease is not None and standing.owner in HELD and not _is_holder(lease, owner):\n        held = f",
+        "    if lease is None and standing.owner in HELD:\n        held = f",
     ),
     "a step that may not be repeated is": Mutant(
         "once and begun is in doubt",
@@ -219,6 +224,118 @@ MUTANTS = {
         MODEL,
         "        if step.once or (once and doubtful):\n",
         "        if once and doubtful and not step.once:\n",
+    ),
+    "the handle that began a step is not recorded": Mutant(
+        "a step that one part of an owner does is refused to another",
+        "two parts of an owner",
+        API,
+        "            caller=handle if self._caller_pid is None else None,\n",
+        "            caller=None,\n",
+    ),
+    "every caller is the same": Mutant(
+        "a step that one part of an owner does is refused to another",
+        "two parts of an owner",
+        MODEL,
+        "    if one is None or other is None or one.pid is not None or other.pid is not None:\n        return False\n",
+        "    if one is not None or other is not None:\n        return True\n    assert one is not None\n    assert other is not None\n",
+    ),
+    "the tick of the beginning is not allowed for": Mutant(
+        "orphans: started on the tick of the beginning or later",
+        "orphans",
+        PROCESS,
+        "            seen, above = above, self.running.get(above.parent)\n        return seen.started >= since\n",
+        "            seen, above = above, self.running.get(above.parent)\n        return seen.started > since\n",
+    ),
+    "orphans are known by their environment alone": Mutant(
+        "orphans: by process group and session too",
+        "orphans",
+        PROCESS,
+        '            if seen.step is None and self._is_stray(pid, "group", group, since):\n                return True\n',
+        "",
+    ),
+    "the orphans of a command are not looked for": Mutant(
+        "orphans: of a command whose run and guard were killed",
+        "orphans",
+        MODEL,
+        '        return not lives or lives == {"dead"}\n',
+        "        return not lives\n",
+    ),
+    "a boot id alone proves death": Mutant(
+        "another boot: dead only if written before this one began",
+        "processes",
+        PROCESS,
+        "        if written < began:\n",
+        "        if began:\n",
+    ),
+    "an image's machine id before its first boot is one": Mutant(
+        "another boot: dead only with a valid machine id",
+        "processes",
+        PROCESS,
+        'if _MACHINE_ID.fullmatch(text)), "")',
+        'if text), "")',
+    ),
+    "a machine id of this boot alone is kept": Mutant(
+        "a claim that could not be recognised after a reboot holds by time",
+        "processes",
+        PROCESS,
+        "    return seen and first and _keeps_its_machine_id()\n",
+        "    return seen and first and bool(_machine_id())\n",
+    ),
+    "a claim of another host holds for ever": Mutant(
+        "a foreign claim ends 30 minutes after its last write",
+        "owners",
+        MODEL,
+        '    if lease is None or lease.expires_at is not None or liveness != "elsewhere":\n',
+        "    if lease is None or lease.expires_at is not None or liveness:\n",
+    ),
+    "a shared store is as good as a local one": Mutant(
+        "on a network file system every claim holds by time",
+        "owners",
+        API,
+        "if who.lease_s is None and self.store.shared else who",
+        "if who.lease_s is None and not self.store.now() else who",
+    ),
+    "the lock of a claim is not asked": Mutant(
+        "the claim's flock: held, alive; free, dead",
+        "containers",
+        LIVENESS,
+        '        return "alive" if attested else "dead"\n',
+        "        return found\n",
+    ),
+    "another time namespace is no matter": Mutant(
+        "another time namespace: unknown",
+        "processes",
+        PROCESS,
+        "    if None in (started, process.pid_started) or process.time_ns not in (None, _time_namespace()):\n",
+        "    if None in (started, process.pid_started):\n",
+    ),
+    "any /proc will do": Mutant(
+        "the /proc of another pid namespace: unknown",
+        "processes",
+        PROCESS,
+        '        return os.readlink("/proc/self") == str(own_pid)\n',
+        '        return bool(os.readlink("/proc/self"))\n',
+    ),
+    "the first process is init everywhere": Mutant(
+        "in a pid namespace PID 1 is a caller like any other",
+        "containers",
+        PROCESS,
+        "    return pid == 1 and _pid_namespace() in (None, _FIRST_PID_NAMESPACE)\n",
+        "    return pid == 1\n",
+    ),
+    "a made-up name counts": Mutant(
+        "an owner is compared by uid, host, pid and start time",
+        "owners",
+        MODEL,
+        "    return made_up[1]\n",
+        "    return name\n",
+    ),
+    "a terminal that is closed holds on": Mutant(
+        "a claim made in a terminal ends with its session",
+        "owners",
+        LIVENESS,
+        '        return "unknown" if found == "alive" else found\n',
+        '        return "unknown"\n',
     ),
     "a reused pid is the owner": Mutant(
         "start time differs: dead",
@@ -231,8 +348,8 @@ MUTANTS = {
         "another boot id: dead",
         "processes",
         PROCESS,
-        '_boot_id()) or not _machine_id() else "dead"\n',
-        '_boot_id()) or not _machine_id() else "unknown"\n',
+        '        if written < began:\n            return "dead"\n',
+        '        if written < began:\n            return "unknown"\n',
     ),
     "what cannot be seen is dead": Mutant(
         "unreadable or another pid namespace: unknown",
