@@ -38,7 +38,7 @@ METHODS = {
     "fuzzing": ["tests/test_fuzz.py", "-k", "flipped or whatever"],
     "hostile directory": ["tests/test_hostile.py", "-k", "planted_in_a_store and record"],
     "processes": ["tests/test_process.py"],
-    "two parts of an owner": ["tests/test_owners.py", "-k", "subshell_does and dash or one_handle or forks"],
+    "two parts of an owner": ["tests/test_owners.py", "-k", "subshell_does and dash or one-handle or forks"],
     "orphans": ["tests/test_owners.py", "-k", "orphan or left_behind"],
     "containers": ["tests/test_owners.py", "-k", "container"],
     "owners": ["tests/test_owners.py", "-k", "same_owner or terminal or half_an_hour or other_hosts or renamed"],

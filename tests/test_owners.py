@@ -159,7 +159,7 @@ START = 'Checkpoints().start("import", ["load"], key="a")'
         "one handle": (THREADS.format(shared=f"one = {START}", run="one"), "done locked"),
         "forks": (FORKS, "[0, 11]"),
     }.values(),
-    ids=["a handle each", "a store for all", "one handle", "forks"],
+    ids=["a-handle-each", "a-store-for-all", "one-handle", "forks"],
 )
 def test_a_step_that_one_thread_or_fork_does_is_refused_to_another(program: str, result: str, workspace: Workspace) -> None:
     ended = workspace.run(sys.executable, "-c", program)
