@@ -20,6 +20,7 @@ from proof import WHOLE, scratch, tried
 
 DISK, FILE, FLOCK = "checkpoint/store/disk.py", "checkpoint/store/file.py", "checkpoint/store/flock.py"
 MODEL, CODEC, PROCESS = "checkpoint/model.py", "checkpoint/codec.py", "checkpoint/process.py"
+API = "checkpoint/api.py"
 FOLLOWUP, COMMAND, SECRETS = "checkpoint/followup.py", "checkpoint/command.py", "checkpoint/secrets.py"
 
 # The methods, by the tests that a bug is shown to: arguments of pytest. Each takes less than a minute.
@@ -38,6 +39,17 @@ METHODS = {
     "hostile directory": ["tests/test_hostile.py", "-k", "planted_in_a_store and record"],
     "processes": ["tests/test_process.py"],
     "store contract": ["tests/test_store.py"],
+    "put back": [
+        "tests/test_put_back.py",
+        "-k",
+        "by_copy or record_that_is_accepted or came_back or answers_for_its_key or half or vanished_is_missed",
+    ],
+    "lost lock files": ["tests/test_put_back.py", "-k", "lost_lock_files"],
+    "moved": [
+        "tests/test_put_back.py",
+        "-k",
+        "handle or moved_in_the_middle or one_object or lock_files_that or run_id or git",
+    ],
     "incidents": ["tests/test_followup.py", "-k", "said_once or channel_that_fails or three_days"],
 }
 
@@ -95,8 +107,8 @@ MUTANTS = {
         "an answer drawn from the file is an acknowledgement",
         "order of the calls",
         FILE,
-        "                place.sync(file)\n                return after\n",
-        "                return after\n",
+        "                spot.place.sync(spot.file)\n",
+        "",
     ),
     "resume is not re-entrant": Mutant(
         "resume gives the same owner the same token",
@@ -151,8 +163,8 @@ MUTANTS = {
         "read, decide, write under the lock",
         "schedules",
         FILE,
-        "        with self._errors(), self._located(name) as (_, place, file, id, lock):\n            before = self._read(place, file, id)\n",
-        "        folder = self._folder()\n        early = self._read(*self._locate(folder, name))\n        with self._errors(), self._located(name) as (_, place, file, id, lock):\n            before = early\n",
+        "        with self._errors(), self._located(name) as spot:\n            before, changed_ns = self._read_dated(spot.place, spot.file, spot.id)\n",
+        "        folder = self._folder()\n        before, changed_ns = self._read_dated(*self._locate(folder, name))\n        with self._errors(), self._located(name) as spot:\n",
     ),
     "unlinked before the finished copy is there": Mutant(
         "a finished run is moved, never missing",
@@ -168,12 +180,19 @@ MUTANTS = {
         "_READ = os.O_RDONLY | os.O_NOFOLLOW |",
         "_READ = os.O_RDONLY |",
     ),
-    "a second name is no matter": Mutant(
-        "load: one link",
-        "hostile directory",
+    "a lock file is written through its second name": Mutant(
+        "a hard-linked copy is left as it was",
+        "store contract",
         DISK,
-        "            if status.st_nlink > 1:\n                raise _damaged",
-        "            if status.st_nlink > 9:\n                raise _damaged",
+        "        if not self._shared:\n            return\n",
+        "        if not self._shared or self._shared:\n            return\n",
+    ),
+    "a file of another user is read": Mutant(
+        "load: our uid",
+        "store contract",
+        DISK,
+        '            if status.st_uid != os.geteuid():\n                raise _damaged(name, "foreign-owner")\n',
+        "",
     ),
     "the digest is not compared": Mutant(
         "load: digest", "fuzzing", CODEC, "        if computed != digest:\n", '        if computed == "":\n'
@@ -182,7 +201,94 @@ MUTANTS = {
         "the lock file keeps the last token",
         "store contract",
         FILE,
-        "            checkpoint = model.above_token(checkpoint, lock.read()[0] or self._last_token(done, id))\n",
+        "            checkpoint = model.above_token(checkpoint, last)\n",
+        "",
+    ),
+    "lost lock files begin anew": Mutant(
+        "without lock files tokens go on above the finished runs",
+        "lost lock files",
+        FILE,
+        "            last = spot.noted.token or self._last_token(done, id)\n",
+        "            last = spot.noted.token\n",
+    ),
+    "a restored store goes on counting": Mutant(
+        "tokens of a time that was taken back stay invalid",
+        "put back",
+        FILE,
+        "    return changed_ns not in (0, memory.changed_ns)\n",
+        "    return changed_ns == memory.changed_ns == 0\n",
+    ),
+    "a claim does not look at the lock file": Mutant(
+        "a claim counts above the record and the lock file",
+        "put back",
+        FILE,
+        "                after = model.above_token(after, last)\n",
+        "                pass\n",
+    ),
+    "the lock file knows of a write before it is durable": Mutant(
+        "record, lock file, answer",
+        "kill sweep",
+        FILE,
+        "        spot.place.write(spot.file, encoded.raw, owner=spot.id)\n        self._last = encoded\n",
+        "        self._acknowledge(spot, checkpoint, OPEN, last, 0)\n        spot.place.write(spot.file, encoded.raw, owner=spot.id)\n        self._last = encoded\n",
+    ),
+    "half a line of a lock file is believed": Mutant(
+        "a power cut in the lock file damages no record",
+        "put back",
+        DISK,
+        "    if found is None or binascii.crc32(text[line.end() : found.start(6) - 1]) != int(found[6], 16):\n",
+        "    if found is None:\n",
+    ),
+    "an older record is gone on with": Mutant(
+        "older than what was acknowledged is damage",
+        "put back",
+        FILE,
+        "    if memory is None or not memory.is_after(run, checkpoint.revision, checkpoint.token):\n",
+        "    if memory is None or memory is not None:\n",
+    ),
+    "a record that came back is gone on with": Mutant(
+        "the finished record wins",
+        "put back",
+        FILE,
+        "    if _is_put_away(done, checkpoint):\n        if not",
+        "    if not checkpoint.unfinished and _is_put_away(done, checkpoint):\n        if not",
+    ),
+    "the receipt is not looked for": Mutant(
+        "start answers with the receipt beside an old record",
+        "put back",
+        API,
+        "                finished = self.store.receipt(id) if key is not None else None\n",
+        "                finished = None\n",
+    ),
+    "what vanished is not missed": Mutant(
+        "a record that vanished is no reason to begin anew",
+        "put back",
+        FILE,
+        "        if memory is None or memory.state == OVER or folder.has(file):\n",
+        "        if memory is None or memory is not None:\n",
+    ),
+    "a moved store is written to": Mutant(
+        "the path leads to the directory that is held",
+        "moved",
+        FILE,
+        "            if held.is_named(self._path):\n",
+        "            if held.fd >= 0:\n",
+    ),
+    "what is moved in the middle is written to": Mutant(
+        "looked at again before the write",
+        "moved",
+        FILE,
+        "        if spot.folder.is_named(self._path) and spot.locks",
+        "        if spot.folder.fd >= 0 or spot.locks",
+    ),
+    "a run id means a workflow that is called so": Mutant(
+        "pin and prune go by the run", "moved", FILE, "        if said == name:\n", "        if said:\n"
+    ),
+    "git sees the store": Mutant(
+        "a new store has a .gitignore",
+        "moved",
+        FILE,
+        "            self._keep_from_git(folder, id)\n",
         "",
     ),
     "a live owner is robbed": Mutant(

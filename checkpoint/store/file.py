@@ -132,17 +132,17 @@ class FileStore:
         file = id + _SUFFIX
         with self._errors(), self._locked(id, make=True) as (folder, locks, lock):
             spot = _Spot(folder, locks, lock, lock.read(), folder, file, id)
+            if folder.has(file):
+                raise AlreadyExists(f"{id} exists")
             done = self._done(folder)
             if checkpoint.idempotency_key is not None and done is not None and done.has(file):
                 raise AlreadyExists(f"{id} exists and is finished")
-            if folder.has(file):
-                raise AlreadyExists(f"{id} exists")
             memory, own = self._remembered(spot)
             vanished = self._vanished(folder, done, id, memory)
             if vanished is not None:
                 raise self._lost(id) if own else vanished
             last = spot.noted.token or self._last_token(done, id)
-            if done is not None and _was_copied(memory, done.changed(f"{id}/{memory.run}.json") if memory else 0):
+            if memory is not None and done is not None and _was_copied(memory, done.changed(f"{id}/{memory.run}{_SUFFIX}")):
                 last += _leap()
             checkpoint = model.above_token(checkpoint, last)
             encoded = codec.encode(checkpoint)
@@ -967,9 +967,9 @@ def _problem(checkpoint: Checkpoint, memory: Memory | None, done: Folder | None)
     )
 
 
-def _was_copied(memory: Memory | None, changed_ns: int) -> bool:
+def _was_copied(memory: Memory, changed_ns: int) -> bool:
     """Whether the file that ``memory`` is about was put back since: from there on, tokens may be out that none here knows."""
-    return memory is not None and changed_ns not in (0, memory.changed_ns)
+    return changed_ns not in (0, memory.changed_ns)
 
 
 def _known_token(noted: Noted, checkpoint: Checkpoint, changed_ns: int) -> int:
