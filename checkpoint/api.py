@@ -64,6 +64,9 @@ _R = TypeVar("_R")
 
 NEWER = "newer"
 
+WHOLE_KINDS = frozenset({"older", "returned"})
+"""Kinds of damage of which the file itself is whole."""
+
 POLL_S = 0.1
 """How often a waiting ``resume`` looks again."""
 
@@ -148,21 +151,25 @@ class Finding(NamedTuple):
 
 
 class Verified(NamedTuple):
-    """What ``verify`` looked at. ``leftovers``: places of what dead processes and repairs left behind; no damage."""
+    """What ``verify`` looked at. ``leftovers``: places of what dead processes and repairs left behind; ``notes``: what
+    else is worth knowing, a sentence each. Neither is damage."""
 
     checked: int
     findings: tuple[Finding, ...]
     leftovers: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 class Repair(NamedTuple):
-    """What ``repair`` found and did. ``kept``: where the old file stands now, or None when nothing was done."""
+    """What ``repair`` found and did. ``kept``: where the old file stands now, or None when nothing was done.
+    ``acceptable``: whether ``accept`` takes it."""
 
     name: str
     damage: CheckpointError | None
     old_text: str
     new_text: str | None
     kept: str | None
+    acceptable: bool = False
 
 
 class Pruned(NamedTuple):
@@ -330,6 +337,12 @@ class Checkpoints:
                 checkpoint = _once_gone(lambda: self.store.update(id, reenter))
             except NotFound:
                 continue  # finished and moved, or removed, since we looked
+            except Damaged:
+                # What was done under this key is not done again because an old record of it came back.
+                finished = self.store.receipt(id) if key is not None else None
+                if finished is None:
+                    raise
+                return Workflow(self, _receipt(reenter(finished, self.store.now()), fingerprint, plan))
             if checkpoint.unfinished:
                 return Workflow(self, checkpoint, token=checkpoint.token)
             self.store.archive(id, checkpoint.run_id)
@@ -501,7 +514,8 @@ class Checkpoints:
                 continue
             assert entry.checkpoint is not None
             try:
-                raw = codec.parse_object(self.store.raw(entry.name)[1].decode())
+                place = None if names else entry.place
+                raw = codec.parse_object(self.store.raw(entry.name, place=place)[1].decode())
             except NotFound:
                 continue  # finished and moved, or pruned, since it was listed
             problems = problems_of(raw, codec.SCHEMA_FILE) if raw.get("schema") == codec.SCHEMA else []
@@ -512,14 +526,18 @@ class Checkpoints:
             if problems:
                 findings.append(Finding(entry.place, kind, tuple(problems)))
         leftovers = () if names else tuple(self.store.leftovers())
-        return Verified(checked, tuple(findings), leftovers)
+        linked = () if names else self.store.second_names()
+        notes = (_second_names(linked),) if linked else ()
+        return Verified(checked, tuple(findings), leftovers, notes)
 
     # --- housekeeping ------------------------------------------------------------------------------------------------
 
     def repair(self, name: str, *, accept: bool = False, quarantine: bool = False) -> Repair:
         """Look at a damaged record; ``quarantine`` sets it aside, ``accept`` takes its content as it now is.
 
-        Accepting writes it anew with a fresh digest; the old bytes are kept in quarantine either way.
+        Accepting writes it anew with a fresh digest; the old bytes are kept in quarantine either way. A record that is
+        older than what was acknowledged is made the last one; where one vanished, that is accepted. An old record of a run
+        that is finished can only be set aside.
         Raises NotFound, and Damaged where the content cannot be accepted.
         """
         try:
@@ -532,6 +550,11 @@ class Checkpoints:
             damage = error
         else:
             return Repair(name, None, "", None, None)
+        kind = damage.kind if isinstance(damage, Damaged) else ""
+        if kind == "vanished":
+            if quarantine:
+                raise Damaged(damage.message, kind=kind, hint=f"checkpoint-tool repair {name} --accept")
+            return Repair(name, damage, "", None, self.store.repair(name, None, None) if accept else None, acceptable=True)
         try:
             id, old = self.store.raw(name)
         except Damaged as error:  # a link, a folder, a second name: there is nothing to read
@@ -541,14 +564,17 @@ class Checkpoints:
             return Repair(name, damage, "", None, self.store.repair(name, None, None) if quarantine else None)
         try:
             codec.decode(old, id)
-            return Repair(name, None, "", None, None)  # another repaired it since we looked, and somebody may be at work
+            if kind not in WHOLE_KINDS:
+                return Repair(name, None, "", None, None)  # another process repaired it since we looked, and works on it
         except (Damaged, SchemaMismatch):
             pass
         old_text = old.decode("utf-8", "backslashreplace")
+        new_text: str | None = None
         try:
+            if kind == "returned":
+                raise damage
             new_text = codec.encode(self._reseal(id, old)).raw.decode()
         except CheckpointError as error:
-            new_text = None
             if accept:
                 raise Damaged(
                     f"{name} cannot be accepted as it is: {error.message}",
@@ -558,7 +584,7 @@ class Checkpoints:
         kept = None
         if accept or quarantine:
             kept = self.store.repair(name, old, self._reseal if accept else None)
-        return Repair(name, damage, old_text, new_text, kept)
+        return Repair(name, damage, old_text, new_text, kept, acceptable=new_text is not None)
 
     def prune(self, *, older_than_s: int | None = None, keep: int | None = None, apply: bool = False) -> Pruned:
         """Forget finished runs that are older than ``older_than_s`` and not among the ``keep`` newest of their workflow.
@@ -600,7 +626,7 @@ class Checkpoints:
                     # One that still stands among the unfinished ones (its process died in between) goes first to where
                     # it belongs, so that the tokens it was issued are remembered.
                     self.store.archive(checkpoint.id, checkpoint.run_id)
-                    self.store.delete(_name_of(checkpoint), checkpoint.run_id)
+                    self.store.delete(checkpoint.id, checkpoint.run_id)
             except InvalidTransition:
                 continue  # pinned since we looked
             except Damaged:
@@ -614,8 +640,20 @@ class Checkpoints:
         return Pruned(tuple(removed), len(finished) - len(removed), apply, unreadable)
 
     def pin(self, name: str, pinned: bool = True) -> View:
-        """Keep a run from ``prune``, or no longer. Anybody may: it changes nothing about the work."""
-        stored = self.store.update(name, lambda checkpoint, now: model.pin(checkpoint, bool(pinned)))
+        """Keep a run from ``prune``, or no longer. Anybody may: it changes nothing about the work.
+
+        A run id means that run, also where a workflow is called so.
+        """
+
+        def change(checkpoint: Checkpoint, _: datetime) -> Checkpoint:
+            return model.pin(checkpoint, bool(pinned))
+
+        try:
+            stored = self.store.update(_run_alone(name) if RUN_ID.fullmatch(name) else name, change)
+        except NotFound:
+            if not RUN_ID.fullmatch(name):
+                raise
+            stored = self.store.update(name, change)
         return self._view(stored, self.store.now())
 
     # --- inside ------------------------------------------------------------------------------------------------------
@@ -1293,7 +1331,20 @@ def _check_number(number: int, what: str) -> None:
 def _name_of(checkpoint: Checkpoint) -> str:
     """How the store finds this run and no other, as far as names can tell."""
     by_run = not checkpoint.unfinished and checkpoint.idempotency_key is None
-    return checkpoint.run_id if by_run else checkpoint.id
+    return _run_alone(checkpoint.run_id) if by_run else checkpoint.id
+
+
+def _run_alone(run_id: str) -> str:
+    """A name that means this run, and never a workflow that is called like it."""
+    return f"run:{model.bare(run_id)}"
+
+
+def _second_names(places: Sequence[str]) -> str:
+    count = "1 record has" if len(places) == 1 else f"{len(places)} records have"
+    return (
+        f"{count} a second name somewhere (a hard link, as `cp -al` makes them; the first is {places[0]}): a change replaces"
+        " the file here and leaves the other name as it was"
+    )
 
 
 def _is_final(status: Status | None) -> bool:

@@ -76,7 +76,6 @@ DAMAGE_KINDS = {
     "symlink": "a symbolic link where a file belongs",
     "not-a-file": "a directory, socket, device or named pipe where a file belongs",
     "foreign-owner": "the file belongs to another user",
-    "hard-link": "the file has a second name somewhere (a hard link): remove that, or make one of them a copy",
     "too-large": "larger than 4 MiB",
     "encoding": "not UTF-8 text",
     "json": "not JSON, or cut short",
@@ -87,6 +86,9 @@ DAMAGE_KINDS = {
     "date": "a date without a time zone, or no date at all",
     "id": "the id inside is not the file's name",
     "name": "a file whose name cannot be a checkpoint's",
+    "older": "the record is older than the last one that was acknowledged: an old file was put back",
+    "returned": "unfinished, beside the finished record of the same run or key: an old file came back",
+    "vanished": "the lock file remembers it, and neither the record nor its finished one is there",
 }
 
 

@@ -598,12 +598,18 @@ def checked_plan(plan: Iterable[PlanStep]) -> tuple[PlanStep, ...]:
 
 
 def above_token(checkpoint: Checkpoint, last: int) -> Checkpoint:
-    """A new run whose token is higher than ``last``, the highest that earlier runs of this id were issued.
+    """A new run or claim whose token is higher than ``last``, the highest that this id is known to have been issued.
 
-    Without it a writer that slept through the end of its own run would hold a valid token for the next one.
+    Without it a writer that slept through the end of its own run, or whose record was replaced by an older one, would
+    hold a valid token for the next.
     """
     token = max(checkpoint.token, last + 1)
-    return checkpoint._replace(token=token, lease=checkpoint.lease and checkpoint.lease._replace(token=token))
+    if token == checkpoint.token:
+        return checkpoint
+    # A step that this very claim has begun belongs to it; under the old token it would be in doubt at once.
+    steps = tuple(step._replace(token=token) if step.token == checkpoint.token else step for step in checkpoint.steps)
+    lease = checkpoint.lease and checkpoint.lease._replace(token=token)
+    return checkpoint._replace(token=token, lease=lease, steps=steps)
 
 
 def resealed(checkpoint: Checkpoint, last: int) -> Checkpoint:

@@ -91,10 +91,10 @@ class Workspace:
         return json.loads(self.file(id).read_text())
 
     def snapshot(self) -> dict[str, bytes | str | None]:
-        """Everything below the workspace but the lock files: to show that nothing was changed."""
+        """Everything below the workspace but the lock files and the store's .gitignore: to show that nothing was changed."""
         found: dict[str, bytes | str | None] = {}
         for path in sorted(self.path.rglob("*")):
-            if ".locks" in path.parts:
+            if ".locks" in path.parts or path.name == ".gitignore":
                 continue
             name = str(path.relative_to(self.path))
             found[name] = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None

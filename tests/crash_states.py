@@ -243,6 +243,7 @@ def lay_out(tree: Tree, place: Path) -> None:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             os.write(fd, data)
             os.close(fd)
+    sweep.adopted(place / "memory" / "checkpoints")
 
 
 def taken_in(place: Path) -> Tree:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from conftest import ROOT, TOOL, lacking, need_program
-from lean import OWNER, Ended
+from lean import OWNER, Ended, adopted
 from proof import scratch
 
 # Code that follows may come first, to plant a bug.
@@ -187,11 +187,11 @@ def is_answer(call: Call) -> bool:
 
 
 def files(store: Path) -> dict[str, bytes]:
-    """Every file in the store but the lock files, by its place."""
+    """Every file in the store but the lock files and what tells git to leave it alone, by its place."""
     return {
         str(path.relative_to(store)): path.read_bytes()
         for path in sorted(store.rglob("*"))
-        if path.is_file() and ".locks" not in path.relative_to(store).parts
+        if path.is_file() and ".locks" not in path.relative_to(store).parts and path.name != ".gitignore"
     }
 
 
@@ -237,7 +237,7 @@ def copy(template: Path, target: Path) -> Path:
     """A workspace like ``template``, made anew at ``target``."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(template, target)
-    return target / "memory" / "checkpoints"
+    return adopted(target / "memory" / "checkpoints")
 
 
 # --- the protocol ------------------------------------------------------------------------------------------------
@@ -307,7 +307,7 @@ def violations(calls: Sequence[Call], store: Path, id: str = "deploy") -> list[s
             unsynced.pop(path, None)
             synced.add(path)
         elif call.name in ("mkdir", "mkdirat"):
-            if not path.endswith("/.locks"):
+            if "/.locks" not in path:  # what is in there may be lost
                 unsynced[os.path.dirname(path)] = path
                 synced.discard(os.path.dirname(path))
         elif call.name.startswith("rename"):
@@ -325,7 +325,7 @@ def violations(calls: Sequence[Call], store: Path, id: str = "deploy") -> list[s
             if source in synced:
                 synced.add(target)
         elif call.name.startswith("unlink"):
-            if "/.locks/" in path:
+            if path.endswith(".lock"):
                 found.append(f"lock-file: {path} is unlinked")
             if path == unfinished:
                 kept = [file for file in synced if file.startswith(done + "/") and file.endswith(".json")]

@@ -361,7 +361,6 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "fifo": ("pipe", put_fifo),
     "symlink": ("symbolic link", put_symlink),
     "dangling symlink": ("symbolic link", lambda path: (path.unlink(), path.symlink_to("nowhere"))),
-    "hard link": ("second name", lambda path: os.link(path, path.parent.parent / "second")),
     "file of another user": ("another user", own),
     "empty": ("empty", lambda path: os.truncate(path, 0)),
     "truncated": ("damaged", lambda path: os.truncate(path, path.stat().st_size // 2)),

@@ -1443,11 +1443,23 @@ def test_a_newer_version_is_not_for_repair_to_judge(workspace: Workspace) -> Non
     ok(workspace, "repair", "deploy", "--quarantine")
 
 
-def test_a_hard_link_is_named_with_its_cure(workspace: Workspace) -> None:
+def test_a_copy_of_hard_links_is_left_as_it_was(workspace: Workspace) -> None:
+    """`cp -al` as a backup: work goes on, the copy stays as it was, and `verify` says once that there is one."""
     ok(workspace, "start", "deploy", "--steps", "a")
-    os.link(workspace.file(), workspace.path / "backup")
-    refused(workspace.tool("update", "deploy", "--complete", "a"), 12, "make one of them a copy")
-    refused(workspace.tool("repair", "deploy", "--accept"), 12, "hard-link")
+    ok(workspace, "start", "other", "--steps", "a")
+    backup = workspace.path / "backup"
+    assert workspace.run("cp", "-al", str(workspace.store), str(backup)).code == 0
+    before = {path: path.read_bytes() for path in backup.rglob("*") if path.is_file()}
+    said = ok(workspace, "verify")
+    assert (said.out.count("WARNING"), "2 records have a second name" in said.out) == (1, True)
+    (note,) = record(workspace, "verify")["notes"]
+    assert "deploy.json" in note
+    ok(workspace, "update", "deploy", "--complete", "a")
+    ok(workspace, "complete", "deploy")
+    assert {path: path.read_bytes() for path in backup.rglob("*") if path.is_file()} == before
+    assert workspace.store.joinpath(".locks/deploy.lock").stat().st_nlink == 1
+    assert ok(workspace, "show", "deploy", "--store", str(backup), "--json").json["next"] == "a"
+    ok(workspace, "update", "deploy", "--complete", "a", "--store", str(backup))
 
 
 def test_who_holds_it_is_said_before_that_it_expired(workspace: Workspace) -> None:

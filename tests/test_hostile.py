@@ -184,6 +184,10 @@ def hard_link(where: str, target: str) -> Callable[[Place], None]:
     return plant
 
 
+def second_name(where: str, target: str) -> Callable[[Place], None]:
+    return lambda place: os.link(place.store / where, place.outside / target)
+
+
 def clear(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         path.rename(path.parent.parent.parent / f"was-{path.name}")
@@ -337,7 +341,8 @@ PLANTED: dict[str, Case] = {
     "record: link to itself": Case(link("deploy.json", "../desk/memory/checkpoints/deploy.json"), BAD),
     "record: link to a FIFO": Case(link("deploy.json", "pipe"), BAD),
     "record: link to a good record inside": Case(link("deploy.json", "../desk/memory/checkpoints/good.json"), BAD),
-    "record: hard link": Case(hard_link("deploy.json", "deploy.json"), BAD),
+    # As `cp -al` makes it. What stands outside stays as it is.
+    "record: hard link": Case(second_name("deploy.json", "second")),
     "record: FIFO": Case(fifo("deploy.json"), BAD),
     "record: socket": Case(a_socket("deploy.json"), BAD),
     "record: device": Case(device("deploy.json"), BAD),
@@ -357,7 +362,8 @@ PLANTED: dict[str, Case] = {
     "record: set-user-id and executable": Case(mode("deploy.json", 0o4777)),
     "lock: link to a text outside": Case(link(".locks/deploy.lock", "precious"), LOCKLESS),
     "lock: dangling link": Case(link(".locks/deploy.lock", "nowhere"), LOCKLESS),
-    "lock: hard link": Case(hard_link(".locks/deploy.lock", "precious"), LOCKLESS),
+    # It is replaced by a file of its own, and what stands outside is neither read as ours nor written.
+    "lock: hard link": Case(hard_link(".locks/deploy.lock", "precious")),
     "lock: FIFO": Case(fifo(".locks/deploy.lock"), LOCKLESS),
     "lock: socket": Case(a_socket(".locks/deploy.lock"), LOCKLESS),
     "lock: device": Case(device(".locks/deploy.lock"), LOCKLESS),
@@ -466,6 +472,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         checkpoints.start(name, ["a", "b"])
     checkpoints.start("keyed", ["a"], key="k").complete(force_reason="x")
     Checkpoints(place.root / "other", owner=ours).start("deploy", ["a", "b"], note=MARK)
+    # So that it is no older than the one whose place it takes, and nothing but where it stands speaks against it.
+    Checkpoints(place.root / "other", owner=owner("thief", time_held=True)).resume("deploy", steal_reason=MARK)
     (place.root / "other" / "deploy.json").rename(place.outside / "deploy.json")
     shutil.rmtree(place.root / "other")
     for text in (place.precious, place.outside / "folder" / "deploy.json"):
@@ -1356,7 +1364,7 @@ Checkpoints.screen = screen
     [
         (FOLLOWED, "record: link to a record outside", "shows what stands outside"),
         (FOLLOWED, "done: link to a folder outside", "outside: outside/folder"),
-        (FOLLOWED, "store: link to a store", "outside: outside/store/deploy.json"),
+        (FOLLOWED, "store: link to a store", "list: exit status 0, not 17"),
         (NOT_PRIVATE, "nothing", "is 0o100666"),
         (SECOND_NAME_TAKEN, "lock: hard link", "outside: outside/precious is made or changed"),
         (NOT_ESCAPED, "names: line break and escape", "raw characters"),

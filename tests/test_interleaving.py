@@ -30,7 +30,7 @@ from proof import WHOLE, tried
 from checkpoint import Checkpoints
 
 SERVER = '''
-import fcntl, gc, json, os, select, shutil, signal, sys, time
+import fcntl, gc, json, os, pathlib, select, shutil, signal, sys, time
 
 ROOT, FUNCTIONS, KEYED, PLANTED = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3], sys.argv[4]
 CALLS = None
@@ -65,6 +65,7 @@ from checkpoint import codec, model, process, validate
 from checkpoint.api import Checkpoints, Update, owner
 from checkpoint.errors import CheckpointError
 from checkpoint.store import file, flock
+from lean import adopted
 
 # B is to be refused at once: A will not let go before B has ended.
 file.LOCK_WAIT_S = 0.0
@@ -215,6 +216,7 @@ def serve(order):
         return told
     shutil.rmtree(ROOT, ignore_errors=True)
     shutil.copytree(order["template"], ROOT)
+    adopted(pathlib.Path(ROOT, "memory", "checkpoints"))
     (first, what), *others = order["turns"]
     stop = order["stop"]
     actors[first].act(*what, *more, stop=stop)
@@ -304,7 +306,7 @@ class Server:
         self._process = subprocess.Popen(
             [sys.executable, "-c", SERVER, *arguments],
             env={name: value for name, value in os.environ.items() if not name.startswith("CHECKPOINT_")}
-            | {"PYTHONPATH": str(ROOT)},
+            | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -350,6 +350,7 @@ class Real(Bench):
                 found.unlink()
         if self.how == LONG_AGO:
             shutil.copytree(self._template, self.place, dirs_exist_ok=True)
+            sweep.adopted(self.place / "memory" / "checkpoints")
         # Also what was removed must not come back with the power.
         subprocess.run(["sync", "--file-system", self.place], check=True)
         if self.how == LONG_AGO:

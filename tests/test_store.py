@@ -1,6 +1,7 @@
 """One contract for every backend, then what is true of files alone."""
 
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -189,9 +190,14 @@ def test_what_another_run_stands_for_is_left_alone(store: Store) -> None:
     finish(store, "deploy")
     store.create(run(run_id="019cab00-0000-7000-8000-000000000002"))
     store.archive("deploy", RUN_ID)
-    store.delete("deploy", RUN_ID)
+    store.delete("other", RUN_ID)
+    store.delete("deploy", "019cab00-0000-7000-8000-000000000003")
     assert store.load("deploy").unfinished
     assert store.load(RUN_ID).status is Status.COMPLETED
+    store.delete("deploy", RUN_ID)
+    assert store.load("deploy").unfinished
+    with pytest.raises(errors.NotFound):
+        store.load(RUN_ID)
 
 
 def test_repair_sets_aside_and_reseals(store: Store) -> None:
@@ -299,13 +305,51 @@ def test_a_second_store_object_sees_what_the_first_wrote(files: FileStore, tmp_p
     assert [note.text for note in other.load("deploy").notes] == ["x", "y"]
 
 
-def test_a_hard_link_is_no_checkpoint(files: FileStore, tmp_path: Path) -> None:
+def test_a_second_name_keeps_what_it_had(files: FileStore, tmp_path: Path) -> None:
     files.create(run())
-    file = tmp_path / "memory" / "checkpoints" / "deploy.json"
-    os.link(file, tmp_path / "second")
+    place = tmp_path / "memory" / "checkpoints"
+    second, lock = tmp_path / "second", tmp_path / "lock"
+    os.link(place / "deploy.json", second)
+    os.link(place / ".locks" / "deploy.lock", lock)
+    before = second.read_bytes(), lock.read_bytes()
+    assert files.second_names() == ["deploy.json"]
+    assert files.update("deploy", lambda c, now: model.note(c, "x", "ann", now)).revision == 2
+    assert (second.read_bytes(), lock.read_bytes()) == before
+    assert files.second_names() == []
+    assert FileStore(str(place)).load("deploy").revision == 2
+
+
+def test_a_lock_file_with_a_second_name_still_excludes(files: FileStore, tmp_path: Path) -> None:
+    files.create(run(open_plan=True))
+    lock = tmp_path / "memory" / "checkpoints" / ".locks" / "deploy.lock"
+
+    def work(number: int) -> None:
+        other = FileStore(files._path)
+        for count in range(20):
+            if count % 5 == number:
+                lock.with_name(f"second-{number}-{count}").hardlink_to(lock)
+            other.update("deploy", lambda c, now, name=f"s-{number}-{count}": model.add_step(c, name))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(files.load("deploy").steps) == 80
+
+
+def test_a_record_of_another_user_is_refused_however_it_came(files: FileStore, tmp_path: Path) -> None:
+    files.create(run())
+    if os.geteuid() != 0:
+        lacking("only root can give a file away")
+    place = tmp_path / "memory" / "checkpoints"
+    (tmp_path / "planted").write_bytes((place / "deploy.json").read_bytes())
+    os.chown(tmp_path / "planted", 65534, 65534)
+    (place / "deploy.json").unlink()
+    os.link(tmp_path / "planted", place / "deploy.json")
     with pytest.raises(errors.Damaged) as caught:
         files.load("deploy")
-    assert caught.value.kind == "hard-link"
+    assert caught.value.kind == "foreign-owner"
 
 
 def test_a_reader_that_opened_a_file_which_is_then_replaced_is_not_alarmed(files: FileStore) -> None:
@@ -359,8 +403,7 @@ def test_a_planted_link_in_place_of_a_folder_is_refused(files: FileStore, tmp_pa
     place = tmp_path / "memory" / "checkpoints"
     files.create(run())
     if folder == ".locks":
-        (place / ".locks" / "deploy.lock").unlink()
-        (place / ".locks").rmdir()
+        shutil.rmtree(place / ".locks")
     (place / folder).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(errors.StoreUnavailable, match="link"):
         finish(FileStore(str(place)), "deploy")
@@ -419,13 +462,15 @@ def test_a_second_run_is_never_written_over_a_receipt(files: FileStore, tmp_path
     receipt = tmp_path / "memory" / "checkpoints" / "done" / f"{keyed().id}.json"
     kept = receipt.read_bytes()
     receipt.rename(tmp_path / "aside")
-    files.create(keyed(run_id="019cab00-0000-7000-8000-000000000009"))
+    shutil.rmtree(tmp_path / "memory" / "checkpoints" / ".locks")  # else the receipt is missed
+    other = FileStore(files._path)
+    other.create(keyed(run_id="019cab00-0000-7000-8000-000000000009"))
+    other.update(keyed().id, end)
     receipt.write_bytes(kept)
-    files.update(keyed().id, end)
     with pytest.raises(errors.Damaged, match="another run"):
-        files.archive(keyed().id, "019cab00-0000-7000-8000-000000000009")
+        other.archive(keyed().id, "019cab00-0000-7000-8000-000000000009")
     assert receipt.read_bytes() == kept
-    assert files.load(keyed().id).run_id.endswith("9")
+    assert other.load(keyed().id).run_id.endswith("9")
 
 
 @pytest.mark.parametrize("what", ["link", "file"])

@@ -24,6 +24,8 @@ def verify(
     findings = [finding._asdict() for finding in result.findings]
     if json:
         summary = {"checked": result.checked, "damaged": findings, "leftovers": [*result.leftovers]}
+        if result.notes:
+            summary["notes"] = [*result.notes]
         emit(text.to_json(summary) + "\n", changed=False)
     else:
         lines = [
@@ -32,6 +34,7 @@ def verify(
             for problem in finding.problems
         ]
         lines += [f"{place}: left over, harmless" for place in map(text.escape, result.leftovers)]
+        lines += [f"WARNING: {note}" for note in map(text.escape, result.notes)]
         lines.append(f"{result.checked} checked, {len(findings)} bad" if findings else f"{result.checked} checked, all whole")
         emit("\n".join(lines) + "\n", changed=False)
     if findings:
@@ -66,7 +69,7 @@ def repair(
             "id": id,
             "damage": None if done.damage is None else done.damage.message,
             "difference": difference,
-            "can_accept": done.new_text is not None,
+            "can_accept": done.acceptable,
             "kept": done.kept,
         }
         emit(text.to_json(fields) + "\n", changed=done.kept is not None)
@@ -77,10 +80,10 @@ def repair(
         if isinstance(done.damage, Damaged) and done.damage.kind == "digest" and done.kept is None:
             words.append("what was changed cannot be told from the file alone: read it before you accept it")
         if done.kept is not None:
-            words.append(f"{'accepted' if accept else 'set aside'}; the old file is {done.kept}")
+            words.append(_done_words(done, accept=accept))
         emit("\n".join(words) + "\n", changed=done.kept is not None)
     if done.damage is not None and done.kept is None:
-        way = "--accept" if done.new_text is not None else "--quarantine"
+        way = "--accept" if done.acceptable else "--quarantine"
         raise Damaged(
             f"{id} is damaged and was left as it is",
             kind=done.damage.kind if isinstance(done.damage, Damaged) else "schema",
@@ -133,6 +136,12 @@ def unpin(id: Id, json: Json = False, store: Store = None) -> None:
 
 def _pin(id: str, store: str | None, *, pinned: bool, json: bool) -> None:
     emit_view(open_checkpoints(store).pin(id, pinned), json=json)
+
+
+def _done_words(done: Repair, *, accept: bool) -> str:
+    if isinstance(done.damage, Damaged) and done.damage.kind == "vanished":
+        return "accepted that it is gone; the next start begins a new run"
+    return f"{'accepted' if accept else 'set aside'}; the old file is {done.kept}"
 
 
 def _difference(done: Repair) -> list[str]:

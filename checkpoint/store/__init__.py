@@ -42,8 +42,10 @@ class Attestation(Protocol):
 class Store(Protocol):
     """``name`` is an id (``deploy``, ``deploy-1a2b3c4d5e6f``) or a run id.
 
-    An id means the unfinished run, else the receipt of that key, else the last finished run of that workflow.
-    Every verb may raise StoreUnavailable; those that read one record Damaged and SchemaMismatch.
+    An id means the unfinished run, else the receipt of that key, else the last finished run of that workflow. A workflow
+    may be called like a run id: with any label before it (``run:UUID``) only the run is meant.
+    Every verb may raise StoreUnavailable; those that read one record Damaged and SchemaMismatch. Damaged is also a whole
+    record that is older than the last one acknowledged, one of a run that is finished, and one that vanished.
     """
 
     location: str
@@ -56,15 +58,21 @@ class Store(Protocol):
         """The store's clock, in UTC, to the millisecond."""
 
     def create(self, checkpoint: Checkpoint) -> Checkpoint:
-        """Keep a new run, its token raised above any that this id was ever issued. Raises AlreadyExists."""
+        """Keep a new run, its token raised above any that this id was ever issued. Raises AlreadyExists, and Damaged
+        where an earlier record of the id vanished."""
 
     def load(self, name: str) -> Checkpoint:
         """Raises NotFound."""
 
+    def receipt(self, id: str) -> Checkpoint | None:
+        """The finished run of the key that ``id`` was made from, durable; None where there is none. Raises NotFound
+        where there is no store."""
+
     def update(self, name: str, change: Change) -> Checkpoint:
         """One atomic read-decide-write; what ``change`` raises comes out and nothing is written. Raises NotFound.
 
-        When it returns, the state is durable, also where nothing had to be written.
+        When it returns, the state is durable, also where nothing had to be written. A claim's token is raised above any
+        that this id was ever issued.
         """
 
     def scan(self, *, finished: bool = False, workflow: str | None = None, newest: int | None = None) -> Iterator[Entry]:
@@ -80,7 +88,8 @@ class Store(Protocol):
         """Move a finished run out of the unfinished ones. Done already, also when another run follows: nothing happens."""
 
     def delete(self, name: str, run_id: str) -> None:
-        """Forget a finished run. Gone already, or another run stands there: nothing happens. Raises InvalidTransition."""
+        """Forget a finished run, and no other that ``name`` may mean. Gone already: nothing happens. Raises
+        InvalidTransition."""
 
     def attest(self, checkpoint: Checkpoint) -> Attestation | None:
         """Show that the holder of this claim lives, until it is closed or this process ends. None where that cannot be
@@ -90,16 +99,23 @@ class Store(Protocol):
         """Whether the holder of this claim shows that it lives: False, it died; None, it never did, or that cannot be told
         from here. Raises nothing."""
 
-    def raw(self, name: str) -> tuple[str, bytes]:
-        """(id, the stored bytes, damaged or not). Raises NotFound, Damaged where there is nothing to read."""
+    def raw(self, name: str, *, place: str | None = None) -> tuple[str, bytes]:
+        """(id, the stored bytes, damaged or not). ``place``: of an Entry, where a name may mean two.
+
+        Raises NotFound, Damaged where there is nothing to read.
+        """
 
     def leftovers(self) -> list[str]:
         """What dead processes and repairs left behind, as places: no damage, only worth knowing."""
 
+    def second_names(self) -> list[str]:
+        """Places of records that have a second name somewhere (hard links, as of ``cp -al``): no damage either."""
+
     def repair(self, name: str, seen: bytes | None, reseal: Callable[[str, bytes], Checkpoint] | None) -> str:
         """Set a record aside and, with ``reseal(id, bytes)``, put what that makes of it in its place, held by nobody.
 
-        ``seen``: the bytes that were judged (None: nothing could be read). Returns where the old bytes are kept.
+        ``seen``: the bytes that were judged (None: nothing could be read). Returns where the old bytes are kept. Where
+        the record vanished, that is accepted, and the place of what remembered it is returned.
         Raises Conflict where something else stands there by now, NotFound, and what ``reseal`` raises.
         """
 

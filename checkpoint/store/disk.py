@@ -4,6 +4,7 @@ Everything goes through the descriptor of an opened folder, so that a path that 
 elsewhere. Errors of the system come out as OSError; a file that is not what it should be as Damaged.
 """
 
+import binascii
 import errno
 import fcntl
 import os
@@ -12,6 +13,7 @@ import shlex
 import stat
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from checkpoint.errors import DAMAGE_KINDS, Damaged, StoreUnavailable
 from checkpoint.model import RECORD_LIMIT
@@ -19,6 +21,7 @@ from checkpoint.model import RECORD_LIMIT
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE_BOTH = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 TEMPORARY = re.compile(r"\.([a-z0-9][a-z0-9_-]*)\.[0-9a-f]{12}\.tmp")
 
 
@@ -29,7 +32,7 @@ class Folder:
         self.fd = fd
         self.path = path
         self._synced: set[str] = set()
-        status = os.fstat(fd)
+        self._status = status = os.fstat(fd)
         if status.st_uid != os.geteuid():
             self.close()
             raise StoreUnavailable(
@@ -108,6 +111,14 @@ class Folder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def is_named(self, path: str, inside: int | None = None) -> bool:
+        """Whether ``path`` (in the folder ``inside``) still leads to this folder, and not to another or to none."""
+        try:
+            named = os.stat(path, dir_fd=inside, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return os.path.samestat(named, self._status)
+
     def names(self) -> list[str]:
         # Opened anew: the position in a listing belongs to the open file, and two threads that list through one
         # descriptor, or a listing that could not be wound back at its end, would miss entries.
@@ -132,6 +143,24 @@ class Folder:
         except FileNotFoundError:
             return 0
 
+    def changed(self, path: str) -> int:
+        """When the file at ``path`` was last put in place or changed (ctime), in ns; 0 where there is none.
+
+        No program can set it: a file that was copied or moved back has another one.
+        """
+        try:
+            return os.stat(path, dir_fd=self.fd, follow_symlinks=False).st_ctime_ns
+        except (FileNotFoundError, NotADirectoryError):
+            return 0
+
+    def has_second_name(self, name: str) -> bool:
+        """Whether the entry is a file with another name somewhere (a hard link)."""
+        try:
+            status = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return stat.S_ISREG(status.st_mode) and status.st_nlink > 1
+
     def is_folder(self, name: str) -> bool:
         try:
             return stat.S_ISDIR(os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mode)
@@ -143,7 +172,12 @@ class Folder:
 
         Raises FileNotFoundError, OSError, and Damaged (of a kind that names what stands there instead).
         """
-        fd, size = self._open(name)
+        return self.read_dated(name)[0]
+
+    def read_dated(self, name: str) -> tuple[bytes, int]:
+        """The same, and the file's ctime in ns."""
+        fd, status = self._open(name)
+        size = status.st_size
         try:
             # Whole with the first read, as a rule: nothing of ours is ever written in place.
             data = os.read(fd, size + 1)
@@ -153,7 +187,7 @@ class Folder:
             os.close(fd)
         if len(data) > RECORD_LIMIT:
             raise _damaged(name, "too-large")
-        return data
+        return data, status.st_ctime_ns
 
     def sync(self, name: str) -> None:
         """Make an existing file and its entry durable: before an answer drawn from it is given."""
@@ -219,14 +253,21 @@ class Folder:
         for name in self.temporaries(owner):
             self._discard(name)
 
+    def touch(self, name: str) -> None:
+        """Make an empty file, unless it is there. Not durable."""
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=self.fd))
+
+    def discard(self, name: str) -> None:
+        """Remove an entry, if that can be done. Not durable."""
+        self._discard(name)
+
     def _discard(self, name: str) -> None:
         try:
             os.unlink(name, dir_fd=self.fd)
         except OSError:
             pass  # left for the next write of the same id, which looks for it
 
-    def _open(self, name: str) -> tuple[int, int]:
-        """(descriptor, size)"""
+    def _open(self, name: str) -> tuple[int, os.stat_result]:
         try:
             fd = os.open(name, _READ, dir_fd=self.fd)
         except OSError as error:
@@ -240,25 +281,54 @@ class Folder:
                 raise _damaged(name, "not-a-file")
             if status.st_uid != os.geteuid():
                 raise _damaged(name, "foreign-owner")
-            # A reader without the lock may have opened a file that was replaced a moment later: no name left, no harm.
-            if status.st_nlink > 1:
-                raise _damaged(name, "hard-link")
+            # A second name (`cp -al`) does no harm: a write replaces the file, and leaves the other name as it was.
             if status.st_size > RECORD_LIMIT:
                 raise _damaged(name, "too-large")
         except BaseException:
             os.close(fd)
             raise
-        return fd, status.st_size
+        return fd, status
+
+
+OPEN, KEPT, OVER = "open", "kept", "over"
+
+
+class Memory(NamedTuple):
+    """The last acknowledged record of an id, as its lock file remembers it.
+
+    ``run``: the run id without its label. ``state``: OPEN, the record stands among the unfinished ones; KEPT, its
+    receipt stands below ``done``; OVER, nothing has to be there. ``changed_ns``: ctime of the record's file.
+    """
+
+    run: str
+    revision: int
+    token: int
+    state: str
+    changed_ns: int
+
+    def is_after(self, run: str, revision: int, token: int) -> bool:
+        """Whether this was acknowledged later than that record was written."""
+        return self.revision > revision if self.run == run else self.token >= token
+
+
+class Noted(NamedTuple):
+    """What a lock file says. ``token``: the last one known to be issued; ``pid``: of the last holder."""
+
+    token: int
+    pid: int
+    memory: Memory | None
 
 
 class LockFile:
-    """The side file of one id: a lock for the milliseconds of a change, and the memory of the last token issued.
+    """The side file of one id: a lock for the milliseconds of a change, and the memory of what was acknowledged.
 
-    It is never unlinked while the store lives: a lock on a file that lost its name excludes nobody.
+    The memory is written after the record is durable. It may lag behind (a kill, a power cut), never run ahead.
+    The file is never unlinked while the store lives: a lock on a file that lost its name excludes no process.
     """
 
     def __init__(self, folder: Folder, id: str) -> None:
         self._name = f"{id}.lock"
+        self.id = id
         self._folder = folder
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
@@ -268,11 +338,12 @@ class LockFile:
                 raise self._unsafe() from None
             raise
         status = os.fstat(self.fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_nlink > 1:
+        if not _is_safe(status):
             self.close()
             raise self._unsafe()
+        self._shared = status.st_nlink > 1
         # Only where a umask took rights from us: changed at each step, the file would be written at each step.
-        if stat.S_IMODE(status.st_mode) != 0o600:
+        if stat.S_IMODE(status.st_mode) != 0o600 and not self._shared:
             os.fchmod(self.fd, 0o600)
 
     def _unsafe(self) -> StoreUnavailable:
@@ -287,20 +358,44 @@ class LockFile:
             return False
         return os.path.samestat(named, os.fstat(self.fd))
 
-    def read(self) -> tuple[int, int]:
-        """(last token issued, pid of the last holder); zeros where nothing whole is written."""
-        match = _LOCK_TEXT.fullmatch(os.pread(self.fd, 64, 0))
-        return (int(match[1]), int(match[2])) if match else (0, 0)
+    def detach(self) -> None:
+        """Replace a file that has a second name by a copy, still locked; only under the lock.
+
+        Written through, the memory of the other store (`cp -al`) would run ahead of the records there.
+        """
+        if not self._shared:
+            return
+        self._folder.discard_temporaries(self.id)
+        temporary = f".{self.id}.{os.urandom(6).hex()}.tmp"
+        text = os.pread(self.fd, _LOCK_SIZE, 0)
+        fd = os.open(temporary, _CREATE_BOTH, 0o600, dir_fd=self._folder.fd)
+        try:
+            os.fchmod(fd, 0o600)
+            os.pwrite(fd, text if _noted(text).pid else b"", 0)
+            fcntl.flock(fd, fcntl.LOCK_EX)  # before it has the name, so that none comes in between
+            os.rename(temporary, self._name, src_dir_fd=self._folder.fd, dst_dir_fd=self._folder.fd)
+        except BaseException:
+            os.close(fd)
+            self._folder._discard(temporary)
+            raise
+        self.close()
+        self.fd, self._shared = fd, False
+
+    def read(self) -> Noted:
+        """Zeros and no memory where nothing whole is written."""
+        return _noted(os.pread(self.fd, _LOCK_SIZE, 0))
 
     def sign(self) -> None:
         """Say who holds it, for those who wait in vain."""
-        token, pid = self.read()
-        if pid != os.getpid():
-            self.write(token)
+        noted = self.read()
+        if noted.pid != os.getpid():
+            self.write(noted.token)
 
-    def write(self, token: int, *, durable: bool = False) -> None:
-        # One write of fixed width: a process that dies here leaves the old line or the new one.
-        os.pwrite(self.fd, b"%020d %010d\n" % (token, os.getpid()), 0)
+    def write(self, token: int, memory: Memory | None = None, *, durable: bool = False) -> None:
+        """Note the last token issued and, if given, what was acknowledged."""
+        # One write of fixed width: a process that dies here leaves the old lines or the new ones.
+        line = b"%020d %010d\n" % (token, os.getpid())
+        os.pwrite(self.fd, line if memory is None else line + _memory_line(memory), 0)
         if durable:
             _flush(self.fd)
             _flush(self._folder.fd)
@@ -316,7 +411,48 @@ class LockFile:
             self.fd = -1
 
 
-_LOCK_TEXT = re.compile(rb"(\d{20}) (\d{10})\n")
+def peek(locks: Folder, id: str) -> Noted:
+    """What the lock file of ``id`` says, read without the lock. Nothing where there is none that is safe to read."""
+    try:
+        fd = os.open(f"{id}.lock", _READ, dir_fd=locks.fd)
+    except OSError:
+        return _NOTHING_NOTED
+    try:
+        return _noted(os.pread(fd, _LOCK_SIZE, 0)) if _is_safe(os.fstat(fd)) else _NOTHING_NOTED
+    except OSError:
+        return _NOTHING_NOTED
+    finally:
+        _close_quietly(fd)
+
+
+# The first line is all that version 0.1.0 wrote.
+_LOCK_LINE = re.compile(rb"(\d{20}) (\d{10})\n")
+_MEMORY_LINE = re.compile(rb"([0-9a-f-]{36}) (\d{20}) (\d{20}) (open|kept|over) (\d{20}) ([0-9a-f]{8})\n")
+_LOCK_SIZE = 256
+_LARGEST_TOKEN = (1 << 63) - 1
+_NOTHING_NOTED = Noted(0, 0, None)
+
+
+def _is_safe(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+
+
+def _memory_line(memory: Memory) -> bytes:
+    words = (memory.run.encode(), memory.revision, memory.token, memory.state.encode(), memory.changed_ns)
+    text = b"%s %020d %020d %s %020d" % words
+    # A power cut may leave half of it: a revision that was never written would make a whole record "older".
+    return b"%s %08x\n" % (text, binascii.crc32(text))
+
+
+def _noted(text: bytes) -> Noted:
+    line = _LOCK_LINE.match(text)
+    if line is None or int(line[1]) > _LARGEST_TOKEN:
+        return _NOTHING_NOTED
+    found = _MEMORY_LINE.match(text, line.end())
+    if found is None or binascii.crc32(text[line.end() : found.start(6) - 1]) != int(found[6], 16):
+        return Noted(int(line[1]), int(line[2]), None)
+    memory = Memory(found[1].decode(), int(found[2]), int(found[3]), found[4].decode(), int(found[5]))
+    return Noted(max(int(line[1]), memory.token), int(line[2]), memory)
 
 
 class ClaimLock:

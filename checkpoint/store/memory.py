@@ -43,12 +43,19 @@ class MemoryStore:
             place, key = self._locate(name)
             return self._decode(place[key])
 
+    def receipt(self, id: str) -> Checkpoint | None:
+        with self._lock:
+            raw = self._finished.get(checked(id))
+            return None if raw is None else self._decode(raw)
+
     def update(self, name: str, change: Change) -> Checkpoint:
         with self._lock:
             place, key = self._locate(name)
             before = self._decode(place[key])
             after = change(before, self.now())
             if after is not before:
+                if after.token != before.token:
+                    after = model.above_token(after, max(before.token, self._tokens.get(after.id, 0)))
                 after = model.stamped(after, self.now())
                 place[key] = codec.encode(after).raw
                 self._tokens[after.id] = max(after.token, self._tokens.get(after.id, 0))
@@ -101,7 +108,10 @@ class MemoryStore:
     def delete(self, name: str, run_id: str) -> None:
         with self._lock:
             try:
-                place, key = self._locate(name)
+                exact = self._locate_exactly(checked(name), run_id)
+                if exact is None and checked(name) != model.bare(run_id):
+                    return
+                place, key = exact or self._locate(f"run:{model.bare(run_id)}")
             except NotFound:
                 return
             checkpoint = self._decode(place[key])
@@ -115,13 +125,21 @@ class MemoryStore:
     def is_attested(self, checkpoint: Checkpoint) -> bool | None:
         return None
 
-    def raw(self, name: str) -> tuple[str, bytes]:
+    def raw(self, name: str, *, place: str | None = None) -> tuple[str, bytes]:
         with self._lock:
-            place, key = self._locate(name)
-            return self._decode_id(place[key]), place[key]
+            records, key = self._locate(name)
+            if place is not None:
+                records = self._finished if place.startswith("done/") else self._unfinished
+                key = place.removeprefix("done/").removesuffix(".json")
+            if key not in records:
+                raise NotFound(f"there is no {place} in {self.location}", hint="checkpoint-tool list --all")
+            return self._decode_id(records[key]), records[key]
 
     def leftovers(self) -> list[str]:
         return sorted(self._set_aside)
+
+    def second_names(self) -> list[str]:
+        return []
 
     def repair(self, name: str, seen: bytes | None, reseal: Callable[[str, bytes], Checkpoint] | None) -> str:
         with self._lock:
@@ -140,15 +158,24 @@ class MemoryStore:
 
     def _locate(self, name: str) -> tuple[dict[str, bytes], str]:
         said, name = name, checked(name)
-        for place in (self._unfinished, self._finished):
-            if name in place:
+        for place in (self._unfinished, self._finished) if said == name else ():
+            if name in place and not (place is self._finished and self._decode_id(place[name]) != name):
                 return place, name
         for place in (self._unfinished, self._finished):
             for key in sorted(place, reverse=True):
                 checkpoint = self._decode(place[key])
-                if name in (model.bare(checkpoint.run_id), checkpoint.id):
+                if name == model.bare(checkpoint.run_id) or (said == name and name == checkpoint.id):
                     return place, key
         raise NotFound(f"there is no checkpoint {said!r} in {self.location}", hint="checkpoint-tool list --all")
+
+    def _locate_exactly(self, id: str, run_id: str) -> tuple[dict[str, bytes], str] | None:
+        for place in (self._finished, self._unfinished):
+            for key in (model.bare(run_id), id):
+                if key in place:
+                    checkpoint = self._decode(place[key])
+                    if (checkpoint.id, checkpoint.run_id) == (id, run_id):
+                        return place, key
+        return None
 
     def _decode(self, raw: bytes) -> Checkpoint:
         return codec.decode(raw, self._decode_id(raw)).checkpoint

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from checkpoint import Checkpoints, codec
+from checkpoint.store import utc_now
 from scripts.benchmark.measure import ENVIRONMENT, PEERS, PYTHON, SCRIPTS, SELFCHECK, TOOL, Bench, Group, Row, cpu, in_turn
 
 PROCESSES = 32
@@ -248,7 +249,9 @@ def clone_unfinished(place: Path, first: int, count: int) -> None:
     record = codec.decode((place / "bench.json").read_bytes(), "bench").checkpoint
     for number in range(first, count):
         id = f"bench-{number}"
-        (place / f"{id}.json").write_bytes(codec.encode(record._replace(id=id, workflow=id)).raw)
+        # As it would have been written: put in place in the moment that it names.
+        own = record._replace(id=id, workflow=id, updated_at=utc_now())
+        (place / f"{id}.json").write_bytes(codec.encode(own).raw)
 
 
 def selfcheck(bench: Bench) -> Group:
