@@ -20,6 +20,7 @@ from proof import WHOLE, scratch, tried
 
 DISK, FILE, FLOCK = "checkpoint/store/disk.py", "checkpoint/store/file.py", "checkpoint/store/flock.py"
 MODEL, CODEC, PROCESS = "checkpoint/model.py", "checkpoint/codec.py", "checkpoint/process.py"
+LOAD, NOTIFY = "checkpoint/_load.py", "checkpoint/notify.py"
 FOLLOWUP, COMMAND, SECRETS = "checkpoint/followup.py", "checkpoint/command.py", "checkpoint/secrets.py"
 
 # The methods, by the tests that a bug is shown to: arguments of pytest. Each takes less than a minute.
@@ -38,6 +39,7 @@ METHODS = {
     "hostile directory": ["tests/test_hostile.py", "-k", "planted_in_a_store and record"],
     "processes": ["tests/test_process.py"],
     "store contract": ["tests/test_store.py"],
+    "first calls": ["tests/test_first_calls.py", "-k", "eight_threads and (list or names)"],
     "incidents": ["tests/test_followup.py", "-k", "said_once or channel_that_fails or three_days"],
 }
 
@@ -146,6 +148,13 @@ MUTANTS = {
         DISK,
         "                # Closing is not enough",
         "                os.unlink(self._name, dir_fd=self._folder.fd)\n                # Closing is not enough",
+    ),
+    "a module that is half imported is used": Mutant(
+        "what is loaded late is whole for each thread",
+        "first calls",
+        LOAD,
+        "    return getattr(importlib.import_module(module), attribute)\n",
+        "    import sys\n\n    return getattr(sys.modules.get(module) or importlib.import_module(module), attribute)\n",
     ),
     "decided before the lock is held": Mutant(
         "read, decide, write under the lock",
