@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, NamedTuple
 
-from checkpoint import cron
+from checkpoint import cron, programs
 from checkpoint._load import load
 from checkpoint.api import Checkpoints
 from checkpoint.codec import timestamp
@@ -443,8 +443,7 @@ def _with_record(state: State, place: str, entry: Entry) -> State:
 
 
 def _thing(place: str, entry: Entry, scheduler: Scheduler) -> Thing:
-    # -P: else a folder called checkpoint in the workspace would be run instead of this program.
-    python = (sys.executable, "-P", "-m")
+    python = (*programs.python(), "-m")
     if entry.selfcheck:
         when = cron.parse(entry.cron)
         told = any(option.split("=")[0] in ("--notify", "--config") for option in entry.command)

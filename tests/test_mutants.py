@@ -20,7 +20,7 @@ from proof import WHOLE, scratch, tried
 
 DISK, FILE, FLOCK = "checkpoint/store/disk.py", "checkpoint/store/file.py", "checkpoint/store/flock.py"
 MODEL, CODEC, PROCESS = "checkpoint/model.py", "checkpoint/codec.py", "checkpoint/process.py"
-LOAD, NOTIFY = "checkpoint/_load.py", "checkpoint/notify.py"
+LOAD, PROGRAMS = "checkpoint/_load.py", "checkpoint/programs.py"
 FOLLOWUP, COMMAND, SECRETS = "checkpoint/followup.py", "checkpoint/command.py", "checkpoint/secrets.py"
 
 # The methods, by the tests that a bug is shown to: arguments of pytest. Each takes less than a minute.
@@ -40,6 +40,7 @@ METHODS = {
     "processes": ["tests/test_process.py"],
     "store contract": ["tests/test_store.py"],
     "first calls": ["tests/test_first_calls.py", "-k", "eight_threads and (list or names)"],
+    "working directory": ["tests/test_working_directory.py", "-k", "handed or in_pythonpath or given or not_sought"],
     "incidents": ["tests/test_followup.py", "-k", "said_once or channel_that_fails or three_days"],
 }
 
@@ -256,6 +257,27 @@ MUTANTS = {
         COMMAND,
         "            run.begin(name, once=once, add=add, process=_identity(child))\n",
         "            subprocess.run(command.argv, check=False)\n            run.begin(name, once=once, add=add, process=_identity(child))\n",
+    ),
+    "the child for apprise imports what stands around": Mutant(
+        "nothing of the working directory is imported",
+        "working directory",
+        PROGRAMS,
+        'return (sys.executable, "-I", script)',
+        'return (sys.executable, "-m", "checkpoint.apprise_send")',
+    ),
+    "a schedule imports what PYTHONPATH names there": Mutant(
+        "nothing of the working directory is imported",
+        "working directory",
+        PROGRAMS,
+        'return (sys.executable, "-P", "-E")',
+        "return (sys.executable,)",
+    ),
+    "a program is sought in the working directory": Mutant(
+        "no program of the working directory is run",
+        "working directory",
+        PROGRAMS,
+        "for directory in os.get_exec_path() if os.path.isabs(directory)]",
+        "for directory in os.get_exec_path()]",
     ),
     "a notice is sent before it is written down": Mutant(
         "outbox: recorded before it is sent",
