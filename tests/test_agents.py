@@ -8,6 +8,7 @@ import shlex
 import shutil
 import stat
 import subprocess
+import textwrap
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -609,12 +610,10 @@ def test_what_is_no_plain_file_is_refused_and_nothing_changes(workspace: Workspa
         assert workspace.snapshot() == before
 
     other.write_text("elsewhere\n")
-    path.symlink_to("other")
-    refused(17, targets=["skill", "agents-md"])
-    path.unlink()
-    path.symlink_to("nowhere")
-    refused(17, targets=["skill", "agents-md"])
-    path.unlink()
+    for place in ("/nowhere/AGENTS.md", "../AGENTS.md", "AGENTS.md"):
+        path.symlink_to(place)
+        refused(17, targets=["skill", "agents-md"])
+        path.unlink()
     path.mkdir()
     refused(17, targets=["cursor", "agents-md"])
     path.rmdir()
@@ -631,7 +630,7 @@ def test_what_is_no_plain_file_is_refused_and_nothing_changes(workspace: Workspa
     path.write_bytes("\ufeffmine\n".encode("utf-16"))
     refused(15, targets=["agents-md"])
     path.unlink()
-    (workspace.path / ".cursor").symlink_to(".")
+    (workspace.path / ".cursor").symlink_to("..")
     refused(17, targets=["agents-md", "cursor"])
     (workspace.path / ".cursor").unlink()
     (workspace.path / ".cursor" / "rules").mkdir(parents=True)
@@ -642,6 +641,166 @@ def test_what_is_no_plain_file_is_refused_and_nothing_changes(workspace: Workspa
     workspace.path.chmod(0o500)
     refused(17, targets=["cursor", "agents-md"])
     workspace.path.chmod(0o700)
+
+
+LINKS = {
+    "CLAUDE.md to AGENTS.md": {"CLAUDE.md": "AGENTS.md"},
+    "AGENTS.md to CLAUDE.md": {"AGENTS.md": "CLAUDE.md"},
+    "both elsewhere": {"AGENTS.md": "docs/rules.md", "CLAUDE.md": "docs/rules.md"},
+    "a link to a link": {"CLAUDE.md": "AGENTS.md", "AGENTS.md": "docs/rules.md"},
+    ".claude": {".claude": "docs", "CLAUDE.md": "AGENTS.md"},
+    "settings": {".claude/settings.json": "../docs/settings.json"},
+    "absolute": {"CLAUDE.md": "{here}/AGENTS.md", ".claude": "{here}/docs"},
+}
+
+
+@pytest.mark.parametrize("links", LINKS.values(), ids=LINKS)
+@pytest.mark.parametrize("there", [True, False], ids=["a file", "no file yet"])
+def test_a_link_inside_of_the_workspace_is_the_file_that_it_means(
+    workspace: Workspace, links: dict[str, str], there: bool
+) -> None:
+    (workspace.path / "docs").mkdir()
+    if any(name.startswith(".claude/") for name in links):
+        (workspace.path / ".claude").mkdir()
+    for name, target in links.items():
+        (workspace.path / name).symlink_to(target.replace("{here}", str(workspace.path)))
+    if there:
+        (workspace.path / "CLAUDE.md").write_bytes(b"above\n")
+        (workspace.path / ".claude" / "settings.json").parent.resolve().mkdir(exist_ok=True)
+        (workspace.path / ".claude" / "settings.json").write_bytes(b"{}\n")
+    before = workspace.snapshot()
+    both = ["claude", "agents-md"]
+    assert install(workspace, "--check", targets=both).code == 10
+    done = install(workspace, targets=both)
+    assert (done.code, done.err) == (0, "")
+    after = workspace.snapshot()
+    texts = [text for text in after.values() if isinstance(text, bytes)]
+    files = {os.path.realpath(workspace.path / name) for name in ("AGENTS.md", "CLAUDE.md")}
+    assert b"".join(texts).count(b"## Restart-safe workflow rule") == len(files), "once in each file"
+    assert json.loads((workspace.path / ".claude" / "settings.json").read_bytes())["hooks"]
+    assert {name: target for name, target in after.items() if isinstance(target, str)} == {
+        name: target for name, target in before.items() if isinstance(target, str)
+    }, "links stay links"
+    assert install(workspace, "--check", targets=both).code == 0
+    assert install(workspace, targets=both).out.count("written") == 0
+    assert workspace.snapshot() == after
+    assert install(workspace, "--store", "x", "--check", targets=both).code == 14
+    assert install(workspace, "--remove", targets=both).code == 0
+    assert workspace.snapshot() == before
+
+
+def test_a_link_that_leads_out_is_refused_with_a_command_that_helps(workspace: Workspace) -> None:
+    outside = workspace.path.parent / f"{workspace.path.name}-outside"
+    outside.mkdir()
+    (outside / "CLAUDE.md").write_text("mine\n")
+    (outside / "settings.json").write_text("{}")
+    (workspace.path / "AGENTS.md").write_text("here\n")
+    (workspace.path / "CLAUDE.md").symlink_to(outside / "CLAUDE.md")
+    (workspace.path / ".claude").symlink_to(outside)
+    for _ in ("CLAUDE.md", ".claude"):
+        done = install(workspace, targets=["claude", "agents-md"])
+        assert done.code == 17
+        assert "symbolic link" in done.err
+        assert (workspace.path / "AGENTS.md").read_text() == "here\n"
+        command = re.search(r"\(try: (.*)\)\n", done.err)
+        assert command is not None, done
+        assert workspace.run("sh", "-c", command[1]).code == 0
+    assert install(workspace, targets=["claude", "agents-md"]).code == 0
+    assert (outside / "CLAUDE.md").read_text() == "mine\n"
+    assert (outside / "settings.json").read_text() == "{}"
+    assert (workspace.path / "CLAUDE.md").read_text().startswith("mine\n")
+
+
+def test_one_file_for_two_kinds_of_content_is_refused(workspace: Workspace) -> None:
+    (workspace.path / ".cursor" / "rules").mkdir(parents=True)
+    (workspace.path / ".cursor" / "rules" / "restart-safe-workflow.mdc").symlink_to("../../AGENTS.md")
+    before = workspace.snapshot()
+    assert install(workspace, targets=["agents-md", "cursor"]).code == 17
+    assert workspace.snapshot() == before
+
+
+def test_a_hard_link_is_refused_with_a_command_that_helps(workspace: Workspace) -> None:
+    (workspace.path / "AGENTS.md").write_text("mine\n")
+    (workspace.path / "CLAUDE.md").hardlink_to(workspace.path / "AGENTS.md")
+    done = install(workspace, targets=["claude"])
+    command = re.search(r"\(try: (.*)\)\n", done.err)
+    assert command is not None
+    assert (done.code, workspace.run("sh", "-c", command[1]).code) == (17, 0)
+    assert install(workspace, targets=["claude"]).code == 0
+    assert (workspace.path / "AGENTS.md").read_text() == "mine\n"
+
+
+MARKERS = "<!-- BEGIN checkpoint-tool rule (0) -->\nours\n<!-- END checkpoint-tool rule -->\n"
+FENCES = {
+    "backquotes": ("```\n", "", "```\n"),
+    "tildes": ("~~~~ md\n", "", "~~~~\n"),
+    "named": ("```markdown\n", "", "```\n"),
+    "indented": ("  ```\n", "  ", "  ```\n"),
+    "indented at its ends": ("   ```\n", "", "   ```\n"),
+    "in a list": ("- as in:\n\n  ```\n", "  ", "  ```\n"),
+    "a list of it": ("- ```\n", "  ", "  ```\n"),
+    "in a numbered list": ("1. as in:\n   ~~~\n", "   ", "   ~~~\n"),
+    "deep in a list": ("- a\n  - b\n\n    ```\n", "    ", "    ```\n"),
+    "tabs": ("-\ta\n\n\t```\n", "\t", "\t```\n"),
+    "in a quotation": ("> ```\n", "> ", "> ```\n"),
+    "fence in a fence": ("````\n```\n", "", "```\n````\n"),
+    "the other kind inside": ("~~~\n```\n", "", "~~~\n"),
+    "after one that a list has ended": ("- ```\n  a\n\ntext\n\n```\n", "", "```\n"),
+    "by indentation": ("as in:\n\n", "    ", "\n"),
+    "in a sentence": ("the line `", "", "` begins it\n"),
+}
+
+
+@pytest.mark.parametrize("fence", FENCES.values(), ids=FENCES)
+@pytest.mark.parametrize("newline", ["\n", "\r\n"], ids=["lf", "crlf"])
+def test_markers_that_a_code_fence_shows_are_the_users_text(
+    workspace: Workspace, fence: tuple[str, str, str], newline: str
+) -> None:
+    opening, indent, closing = fence
+    shown = MARKERS.splitlines()[0] if "`" in opening[-1:] else textwrap.indent(MARKERS, indent)
+    text = f"# Rules\n\n{opening}{shown}{closing}\nBe kind.\n".replace("\n", newline).encode()
+    path = workspace.path / "AGENTS.md"
+    path.write_bytes(text)
+    assert install(workspace, "--check").code == 10
+    assert install(workspace).code == 0
+    assert path.read_bytes().startswith(text)
+    assert path.read_bytes().count(b"## Restart-safe workflow rule") == 1
+    written = path.read_bytes()
+    assert (install(workspace).code, path.read_bytes()) == (0, written)
+    assert install(workspace, "--store", "x").code == 0
+    assert path.read_bytes().startswith(text)
+    assert install(workspace, "--remove").code == 0
+    assert path.read_bytes() == text
+
+
+def test_a_code_fence_that_is_not_closed_is_named(workspace: Workspace) -> None:
+    path = workspace.path / "AGENTS.md"
+    path.write_text("# Rules\n\n```\ncode\n")
+    done = install(workspace)
+    assert (done.code, "line 3" in done.err, path.read_text()) == (15, True, "# Rules\n\n```\ncode\n"), done
+    path.write_text("# Rules\n")
+    install(workspace)
+    path.write_text("```\n" + path.read_text())
+    assert (install(workspace, "--check").code, install(workspace, "--remove").code) == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["AGENTS.md", ".claude/settings.json"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_another_encoding_is_named_with_the_command_that_changes_it(workspace: Workspace, name: str, encoding: str) -> None:
+    path = workspace.path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b'{"a": "b"}\n'.decode().encode(encoding))
+    before = workspace.snapshot()
+    done = install(workspace, targets=["claude", "agents-md"])
+    if (encoding, name) == ("utf-8-sig", "AGENTS.md"):
+        assert done.code == 0, "allowed in text"
+        return
+    assert (done.code, workspace.snapshot()) == (15, before)
+    assert ("BOM" if encoding == "utf-8-sig" else encoding[:6].upper()) in done.err
+    command = re.search(r"\(try: (.*)\)\n", done.err)
+    assert command is not None
+    assert workspace.run("sh", "-c", command[1]).code == 0
+    assert install(workspace, targets=["claude", "agents-md"]).code == 0, path.read_bytes()
 
 
 @pytest.mark.parametrize(
