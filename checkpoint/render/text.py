@@ -16,6 +16,7 @@ _UNSAFE = re.compile(
     "\U000e0000-\U000e007f]"
 )
 _KEY_SUFFIX = re.compile(r"-[0-9a-f]{12}$")
+_NAME_IN_WORDS = re.compile(r"(?<![\w./\"-])[a-z0-9][a-z0-9_-]*(?![\w./\"-])")
 _WORD = re.compile(r"[a-z]{2,}")
 _MOST_WORDS, _LONGEST_NAME = 4, 40
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
@@ -41,6 +42,11 @@ def argument(name: str, place: str) -> str:
 def named(name: str) -> str:
     """The name among other words: in double quotes where it could pass for some of them."""
     return json.dumps(name) if is_wordy(name) else name
+
+
+def without_sentences(words: str, *, command: bool = False) -> str:
+    """The words with each name that could pass for a sentence in double quotes, or in a ``command`` as NAME."""
+    return _NAME_IN_WORDS.sub(lambda match: "NAME" if command and is_wordy(match[0]) else named(match[0]), words)
 
 
 def to_json(value: Any) -> str:
