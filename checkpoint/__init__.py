@@ -7,13 +7,15 @@
 Names are looked up when they are first used, so that ``checkpoint-selfcheck`` pays for none of them.
 """
 
-from typing import TYPE_CHECKING, Any
-
 from checkpoint._load import load
 
 __version__ = "0.1.0"
 
+# Not from typing: see __main__.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from checkpoint.api import Checkpoints, StepRun, Update, Workflow, owner
     from checkpoint.errors import CheckpointError
     from checkpoint.model import Checkpoint, Lease, Owner, PlanStep, Status, Step, StepStatus, View
@@ -54,7 +56,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name in _WHERE:
         return load(f"checkpoint.{_WHERE[name]}:{name}")
     raise AttributeError(f"module 'checkpoint' has no attribute {name!r}")

@@ -1,5 +1,12 @@
 """The program checkpoint-tool."""
 
+import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    # `python -m` looks for modules in the working directory first, and a json.py there is not ours. Up to here Python
+    # has imported only the package itself, and what it needs to find one (importlib, warnings).
+    del sys.path[0]
+
 import gc
 from typing import NoReturn
 

@@ -2,16 +2,20 @@
 
 import importlib
 import os.path
-import sys
-from typing import Any
+
+# Not from typing: see __main__.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _PACKAGE = os.path.dirname(os.path.realpath(__file__))  # pathlib would cost each start of the self-check 3 ms
 
 
-def load(target: str) -> Any:
+def load(target: str) -> "Any":
     """The object named ``"module:attribute"``; its module is imported now, not at start-up."""
     module, _, attribute = target.partition(":")
-    return getattr(sys.modules.get(module) or importlib.import_module(module), attribute)
+    # Not from sys.modules: a module that another thread still imports stands there half made.
+    return getattr(importlib.import_module(module), attribute)
 
 
 def data_path(name: str) -> str:

@@ -25,7 +25,15 @@ SKILL = "restart-safe-workflow"
 HOOK = "checkpoint-tool agents brief"
 """How every start-up hook of ours begins."""
 
-_MARK = re.compile(rb"(BEGIN|END) checkpoint-tool rule")
+# Whatever stands at the beginning of a line and looks like a marker: one that is not whole must not be passed over.
+_MARK = re.compile(rb"(?m)^ {0,3}(<!--[ \t]*)?(BEGIN|END) checkpoint-tool rule")
+_ENCODINGS = (
+    (b"\xff\xfe\0\0", "UTF-32"),
+    (b"\0\0\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
+_BOM = b"\xef\xbb\xbf"
 _BEGIN = re.compile(rb"(?m)^<!-- BEGIN checkpoint-tool rule \((new|[0-2])\) -->\r?$")
 _END = re.compile(rb"(?m)^<!-- END checkpoint-tool rule -->\r?$\n?")
 _FOOTER = re.compile(rb"<!-- written by checkpoint-tool agents install; changes are lost \(([0-9])\) -->\n\Z")
@@ -75,7 +83,14 @@ def plan(folder: str, targets: Iterable[str], store: str | None, *, remove: bool
     if store is not None and (not store.isprintable() or "`" in store or "-->" in store):
         raise Usage("this --store cannot be written into a rule: give it a name without control characters and backquotes")
     command = HOOK + (f" --store {shlex.quote(store)}" if store else "")
-    files = {path: part for target in targets for path, part in TARGETS[target].items()}
+    files: dict[str, _Part] = {}
+    for name, part in [item for target in targets for item in TARGETS[target].items()]:
+        path = _resolved(folder, name)
+        if files.setdefault(path, part) is not part:
+            raise StoreUnavailable(
+                f"{name} is a link to {path}, which is written for another target: make one of them a file of its own",
+                hint=f"ls -ld {shlex.quote(os.path.join(folder, name))}",
+            )
     return [_change(folder, path, part, command, remove=remove) for path, part in files.items()]
 
 
@@ -122,6 +137,32 @@ def _change(folder: str, path: str, part: _Part, command: str, *, remove: bool) 
     return Change(path, state, old, new, mode, folders)
 
 
+def _resolved(folder: str, name: str) -> str:
+    """Where a file really is, below ``folder``: a link may stand in its place, or above it, that the user has made and
+    that stays inside of the folder. Raises StoreUnavailable for any other link."""
+    root = os.path.realpath(folder)
+    path = os.path.relpath(os.path.realpath(os.path.join(root, name)), root)
+    for part in (*_above(name), name):
+        place = os.path.join(folder, part)
+        if not os.path.islink(place):
+            continue
+        real = os.path.realpath(place)
+        if path.split("/")[0] == "..":
+            copy = f"cp -RP {shlex.quote(real)} {shlex.quote(place)}"
+            remove = f"rm {shlex.quote(place)}"
+            raise StoreUnavailable(
+                f"{place} is a symbolic link to {real}, outside of {folder}, and is not followed: put a copy in its place",
+                hint=f"{remove} && {copy}" if os.path.exists(real) else remove,
+            )
+        if os.path.islink(real):
+            raise StoreUnavailable(f"{place} is a symbolic link that leads back to itself", hint=f"rm {shlex.quote(place)}")
+        if os.lstat(place).st_uid not in (os.geteuid(), os.stat(root).st_uid):
+            raise StoreUnavailable(
+                f"{place} is a symbolic link of another user, and is not followed", hint=f"rm {shlex.quote(place)}"
+            )
+    return path
+
+
 def _check_room(folder: str, path: str, missing: tuple[str, ...]) -> None:
     """Before anything is written anywhere: whether a file can be made where this one belongs."""
     place = os.path.join(folder, os.path.dirname(missing[0] if missing else path))
@@ -141,14 +182,17 @@ def _read(folder: str, path: str) -> tuple[bytes | None, int | None]:
     except FileNotFoundError:
         return None, None
     except OSError as error:
-        why = "is a symbolic link: name the folder of the file it points to with --dir" if os.path.islink(place) else ""
-        raise StoreUnavailable(f"{place} {why or 'cannot be read: ' + str(error.strerror)}", hint=_ls(place)) from error
+        raise StoreUnavailable(f"{place} cannot be read: {error.strerror}", hint=_ls(place)) from error
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise StoreUnavailable(f"{place} is no file: move away what stands there", hint=_ls(place))
         if status.st_nlink > 1:
-            raise StoreUnavailable(f"{place} has a second name (a hard link), which would stay as it is", hint=_ls(place))
+            aside = shlex.quote(place + ".new")
+            raise StoreUnavailable(
+                f"{place} has a second name (a hard link), which would keep the old text: make it a file of its own",
+                hint=f"cp -p {shlex.quote(place)} {aside} && mv {aside} {shlex.quote(place)}",
+            )
         data = b""
         while len(data) <= LIMIT and (chunk := os.read(fd, 1 << 20)):
             data += chunk
@@ -225,6 +269,13 @@ def _put_section(path: str, old: bytes | None, command: str, _folders: int) -> b
     if found is not None:
         start, stop, note = found
         return old[:start] + section(note, newline) + old[stop:]
+    open_at = _open_fence(old)
+    if open_at is not None:
+        # What is put behind it would be part of the code that it shows.
+        raise InvalidTransition(
+            f"{path}: the code fence that begins in line {open_at} is not closed: close it",
+            hint=f"sed -n {open_at},\\$p {shlex.quote(path)}",
+        )
     if old.endswith(b"\r"):
         # With the line end that is put behind it, it would be one line end, and could not be given back.
         raise InvalidTransition(f"{path} ends in a lone carriage return: end its last line", hint=f"file {shlex.quote(path)}")
@@ -248,21 +299,93 @@ def _take_section(path: str, old: bytes) -> tuple[bytes | None, int]:
 
 def _section(path: str, old: bytes) -> tuple[int, int, str] | None:
     """(where it begins, where it ends, what its marker notes), or None where there is none."""
-    try:
-        old.decode()
-    except UnicodeDecodeError:
-        raise InvalidTransition(f"{path} is not UTF-8 text, and is left as it is", hint=f"file {shlex.quote(path)}") from None
-    begins, ends = [*_BEGIN.finditer(old)], [*_END.finditer(old)]
-    if not _MARK.search(old):
+    _check_text(path, old)
+    # What a code fence shows is the user's text: a blank line of the same length stands for it.
+    text = _without_code(old)
+    begins, ends = [*_BEGIN.finditer(text)], [*_END.finditer(text)]
+    marks = [*_MARK.finditer(text)]
+    if not marks:
         return None
-    if len(begins) == len(ends) == 1 and len(_MARK.findall(old)) == 2 and begins[0].end() <= ends[0].start():
+    if len(begins) == len(ends) == 1 and len(marks) == 2 and begins[0].end() <= ends[0].start():
         return begins[0].start(), ends[0].end(), begins[0][1].decode()
-    lines = [str(old.count(b"\n", 0, match.start()) + 1) for match in _MARK.finditer(old)]
+    lines = [str(old.count(b"\n", 0, match.start()) + 1) for match in marks]
     raise InvalidTransition(
         f"{path} holds markers of ours that do not belong together (line {', '.join(lines)}): where the rule begins and ends"
         " cannot be told, so delete what is left of it",
         hint=f"grep -n 'checkpoint-tool rule' {shlex.quote(path)}",
     )
+
+
+def _check_text(path: str, data: bytes) -> None:
+    """Raises InvalidTransition for what is no UTF-8 text, with the command that makes it one where that is known."""
+    known = next((name for mark, name in _ENCODINGS if data.startswith(mark)), None)
+    if known is None and b"\0" in data:
+        known = "UTF-16BE" if data.startswith(b"\0") else "UTF-16LE"
+    if known is not None:
+        aside = shlex.quote(path + ".new")
+        raise InvalidTransition(
+            f"{path} is {known} text and must be UTF-8; it is left as it is",
+            hint=f"iconv -f {known} -t UTF-8 {shlex.quote(path)} >{aside} && mv {aside} {shlex.quote(path)}",
+        )
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InvalidTransition(
+            f"{path} is not UTF-8 text (line {line}), and is left as it is", hint=f"file {shlex.quote(path)}"
+        ) from None
+
+
+class _Fence(NamedTuple):
+    """A code fence of Markdown (spec.commonmark.org, 4.5). ``first``: its line, from 0; ``indent``: the columns that a line
+    of the list item or quotation has before it in which the fence stands, 0 where it stands in none."""
+
+    first: int
+    sign: bytes
+    indent: int
+
+
+_FENCE = re.compile(rb"((?: |>|(?:[-*+]|\d{1,9}[.)])(?= ))*)(`{3,}(?=[^`]*$)|~{3,})(.*)")
+_ITEM = re.compile(rb"[ >]*(?:[-*+]|\d{1,9}[.)]) +(?=[^ ])")
+
+
+def _without_code(text: bytes) -> bytes:
+    """The text with spaces in place of each line in a closed code fence (spec.commonmark.org, 4.5): of the same length."""
+    lines = text.splitlines(keepends=True)
+    for first, last in _fences(lines)[0]:
+        for number in range(first, last + 1):
+            bare = lines[number].rstrip(b"\r\n")
+            lines[number] = b" " * len(bare) + lines[number][len(bare) :]
+    return b"".join(lines)
+
+
+def _open_fence(text: bytes) -> int | None:
+    """The line, from 1, of a code fence that the text ends in."""
+    return _fences(text.splitlines(keepends=True))[1]
+
+
+def _fences(lines: list[bytes]) -> tuple[list[tuple[int, int]], int | None]:
+    """(first and last line of each closed code fence; the line, from 1, of one that is still open at the end)."""
+    found: list[tuple[int, int]] = []
+    fence: _Fence | None = None
+    item = 0  # columns before the text of the list item that a line stands in
+    for number, line in enumerate(lines):
+        bare = line.rstrip(b"\r\n").expandtabs(4)
+        indent = len(bare) - len(bare.lstrip(b" >"))
+        if fence is not None and bare.strip() and indent < fence.indent:
+            fence = None  # the list item or quotation has ended, and the fence with it
+        match = _FENCE.fullmatch(bare)
+        if fence is not None:
+            if match and match[2].startswith(fence.sign) and not (match[1].strip(b" >") or match[3].strip()):
+                found.append((fence.first, number))
+                fence = None
+            continue
+        if bare.strip():
+            begun = _ITEM.match(bare)
+            item = len(begun[0]) if begun else min(item, indent)
+        if match is not None and (item or indent <= 3 or b">" in match[1]):
+            fence = _Fence(number, match[2], item or (indent if b">" in match[1] else 0))
+    return found, None if fence is None or fence.indent else fence.first + 1
 
 
 def rule(command: str) -> str:
@@ -356,7 +479,14 @@ def _take_hook(path: str, old: bytes) -> tuple[bytes | None, int]:
 
 def _settings(path: str, old: bytes) -> tuple[str, dict[str, Any]]:
     """(the text, what it means). Raises InvalidTransition for what is no settings file with hooks as documented."""
-    hint = f"python3 -m json.tool {shlex.quote(path)}"
+    hint = f"python3 -I -m json.tool {shlex.quote(path)}"
+    _check_text(path, old)
+    if old.startswith(_BOM):
+        aside = shlex.quote(path + ".new")
+        raise InvalidTransition(
+            f"{path} begins with a byte order mark (BOM), which JSON does not allow; it is left as it is",
+            hint=f"tail -c +4 {shlex.quote(path)} >{aside} && mv {aside} {shlex.quote(path)}",
+        )
     try:
         text = old.decode()
         data = parse(text)
@@ -434,6 +564,7 @@ def _solid(text: str, place: int) -> int:
 
 
 _SECTION = _Part(_put_section, _take_section)
+_SKILL_FILE = _whole("skill.md")
 _HOOK_FILE = _Part(_put_hook, _take_hook)
 
 TARGETS: dict[str, dict[str, _Part]] = {
@@ -441,7 +572,7 @@ TARGETS: dict[str, dict[str, _Part]] = {
     "claude": {"CLAUDE.md": _SECTION, ".claude/settings.json": _HOOK_FILE},
     "codex": {"AGENTS.md": _SECTION, ".codex/hooks.json": _HOOK_FILE},
     "cursor": {f".cursor/rules/{SKILL}.mdc": _whole("cursor.mdc")},
-    "openclaw": {"AGENTS.md": _SECTION, f"skills/{SKILL}/SKILL.md": _whole("skill.md")},
-    "skill": {f".agents/skills/{SKILL}/SKILL.md": _whole("skill.md")},
+    "openclaw": {"AGENTS.md": _SECTION, f"skills/{SKILL}/SKILL.md": _SKILL_FILE},
+    "skill": {f".agents/skills/{SKILL}/SKILL.md": _SKILL_FILE},
 }
 """Target -> the files that the agent's documentation names (docs/agents.md says which document)."""

@@ -1,17 +1,20 @@
-"""One notice through apprise, in a process of its own: ``python -m checkpoint.apprise_send <request.json``.
+"""One notice through apprise, in a process of its own:
+``python -I .../apprise_send.py STATUS [DIRECTORY]... <request.json``.
 
-The request comes by standard input, because arguments can be read by everybody on the machine.
+STATUS is the exit status where apprise is not installed. ``-I`` keeps the working directory and PYTHONPATH out of the
+modules' path, so the directories of modules are arguments, and nothing of the package is imported. The request comes by
+standard input, because arguments can be read by everybody on the machine.
 """
 
 import json
 import sys
 
-from checkpoint.notify import NO_APPRISE
-
+# Behind Python's own: a directory of modules may hold one of the same name.
+sys.path += [path for path in sys.argv[2:] if path not in sys.path]
 try:
     import apprise
 except ImportError:
-    sys.exit(NO_APPRISE)
+    sys.exit(int(sys.argv[1]))
 
 _KINDS = {"OK": "success", "WARNING": "warning", "UNKNOWN": "warning", "CRITICAL": "failure"}
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+from checkpoint import programs
 from checkpoint.cron import Cron
 from checkpoint.errors import SchedulerUnavailable, Usage
 from checkpoint.store.disk import Folder
@@ -196,11 +197,11 @@ def _write(crontab: bytes, *, remove: bool) -> None:
 def _run(*arguments: str, data: bytes | None = None) -> "subprocess.CompletedProcess[bytes]":
     try:
         return subprocess.run(
-            ["crontab", *arguments],  # noqa: S607 - whichever the user has
+            [programs.find("crontab") or "/usr/bin/crontab", *arguments],
             input=data,
             stdin=subprocess.DEVNULL if data is None else None,
             capture_output=True,
-            env=os.environ | {"LC_ALL": "C"},
+            env=programs.environ() | {"LC_ALL": "C"},
             timeout=_LIMIT_S,
             check=False,
         )

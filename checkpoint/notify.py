@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from checkpoint import process
-from checkpoint._load import load
+from checkpoint import process, programs
+from checkpoint._load import data_path, load
 from checkpoint.errors import Usage
 from checkpoint.store.disk import append_line
 
@@ -65,6 +65,14 @@ class _TooLong(BaseException):
 
 class NotDelivered(Exception):
     """The channel did not take it. The text names no part of an address but its host."""
+
+
+class _Ended(NotDelivered):
+    """A program ended, and not with exit status 0."""
+
+    def __init__(self, program: str, status: int) -> None:
+        super().__init__(f"{program} ended with exit status {status}")
+        self.status = status
 
 
 Secrets = Callable[[str], str]
@@ -214,8 +222,7 @@ def _journald(channel: Channel, message: Message, secrets: Secrets) -> None:
 def _mail(channel: Channel, message: Message, secrets: Secrets) -> None:
     recipients = [part.strip() for part in secrets(channel.address).split(",") if part.strip()]
     text = load("checkpoint.mail:compose")(message, recipients, None)
-    program = next((path for path in ("/usr/sbin/sendmail", "/usr/lib/sendmail") if os.access(path, os.X_OK)), "sendmail")
-    _run([program, "-i", "--", *recipients], text, message)
+    _run_known(["sendmail", "-i", "--", *recipients], text, message)
 
 
 def _smtp(channel: Channel, message: Message, secrets: Secrets) -> None:
@@ -226,12 +233,13 @@ def _desktop(_: Channel, message: Message, __: Secrets) -> None:
     body = "\n".join(message.lines)
     if sys.platform == "darwin":
         script = "on run argv\ndisplay notification (item 2 of argv) with title (item 1 of argv)\nend run"
-        _run(["osascript", "-e", script, message.subject, body], "", message)
+        _run_known(["osascript", "-e", script, message.subject, body], "", message)
         return
     # Many servers read the body as markup (Desktop Notifications Specification).
     escaped = body.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     urgency = "critical" if message.severity == "CRITICAL" else "normal"
-    _run(["notify-send", "--app-name", IDENTIFIER, "--urgency", urgency, "--", message.subject, escaped], "", message)
+    options = ["--app-name", IDENTIFIER, "--urgency", urgency]
+    _run_known(["notify-send", *options, "--", message.subject, escaped], "", message)
 
 
 def _webhook(channel: Channel, message: Message, secrets: Secrets) -> None:
@@ -244,7 +252,13 @@ def _webhook(channel: Channel, message: Message, secrets: Secrets) -> None:
 def _apprise(channel: Channel, message: Message, secrets: Secrets) -> None:
     request = {"url": secrets(channel.address), "severity": message.severity, "title": message.subject}
     text = load("json:dumps")(request | {"body": "\n".join(message.lines)})
-    _run([sys.executable, "-m", "checkpoint.apprise_send"], text, message)
+    argv = [*programs.isolated(data_path("apprise_send.py")), str(NO_APPRISE), *programs.module_path()]
+    try:
+        _run(argv, text, message, programs.only(os.environ, _APPRISE_NEEDS))
+    except _Ended as ended:
+        if ended.status == NO_APPRISE:
+            raise NotDelivered("apprise is not installed: pip install 'checkpoint-tool[notify]'") from None
+        raise NotDelivered(f"apprise ended with exit status {ended.status}") from None
 
 
 SENDERS: Mapping[str, Callable[[Channel, Message, Secrets], None]] = {
@@ -272,6 +286,13 @@ _WANTING = {
     "https": "a URL",
     "apprise": "a URL of apprise",
 }
+# What apprise and its services read: where things are, proxies, certificates, and a desktop's session.
+_APPRISE_NEEDS = frozenset(
+    {"PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR"}
+    | {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}
+    | {"SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"}
+    | {"DISPLAY", "WAYLAND_DISPLAY", "DBUS_SESSION_BUS_ADDRESS", "XDG_RUNTIME_DIR"}
+)
 _MISSING = {
     "sendmail": "no sendmail is installed: smtp://HOST/?to=ADDRESS needs none",
     "notify-send": "notify-send is not installed (on Debian: libnotify-bin)",
@@ -292,10 +313,19 @@ def _name(scheme: str, address: str) -> str:
     return scheme
 
 
-def _run(argv: Sequence[str], text: str, message: Message) -> None:
+def _run_known(argv: Sequence[str], text: str, message: Message) -> None:
+    """Run a program of this host that nobody has named. Raises NotDelivered."""
+    name, *arguments = argv
+    program = programs.find(name)
+    if program is None:
+        raise NotDelivered(_MISSING.get(name, f"there is no command {name}"))
+    _run([program, *arguments], text, message, programs.environ())
+
+
+def _run(argv: Sequence[str], text: str, message: Message, given: Mapping[str, str] = os.environ) -> None:
     if not argv:
         raise NotDelivered("the command is empty")
-    environ = os.environ | {
+    environ = dict(given) | {
         "CHECKPOINT_NOTICE_ID": message.id,
         "CHECKPOINT_SEVERITY": message.severity,
         "CHECKPOINT_NOTICE_ATTEMPT": str(message.attempt),
@@ -311,18 +341,15 @@ def _run(argv: Sequence[str], text: str, message: Message) -> None:
             start_new_session=True,
         )
     except FileNotFoundError:
-        name = os.path.basename(argv[0])
-        raise NotDelivered(_MISSING.get(name, f"there is no command {name}")) from None
+        raise NotDelivered(f"there is no command {os.path.basename(argv[0])}") from None
     try:
         running.communicate(text.encode("utf-8", "backslashreplace"), timeout=COMMAND_LIMIT_S)
     finally:
         if running.poll() is None:
             os.killpg(running.pid, signal.SIGKILL)
             running.wait()
-    if running.returncode == NO_APPRISE and "checkpoint.apprise_send" in argv:
-        raise NotDelivered("apprise is not installed: pip install 'checkpoint-tool[notify]'")
     if running.returncode != 0:
-        raise NotDelivered(f"{os.path.basename(argv[0])} ended with exit status {running.returncode}")
+        raise _Ended(os.path.basename(argv[0]), running.returncode)
 
 
 def _from_file(path: str) -> str:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, NamedTuple
 
-from checkpoint import cron
+from checkpoint import cron, programs, worktree
 from checkpoint._load import load
 from checkpoint.api import Checkpoints
 from checkpoint.codec import timestamp
@@ -368,6 +368,7 @@ class Schedules:
             yield Problem(
                 place, "", "the workspace is gone, or was moved", f"checkpoint-tool schedule migrate {quoted} NEW-PLACE"
             )
+        yield from _tracked(place)
         inside = os.path.relpath(place, self._home).split(os.sep)[0]
         if sys.platform == "darwin" and inside in _MAC_PROTECTED:
             yield Problem(
@@ -416,6 +417,14 @@ class Schedules:
                 yield Problem(place, "", "its timers stop when you log out (no lingering)", "loginctl enable-linger")
 
 
+def _tracked(place: str) -> Iterator[Problem]:
+    """What git would do to the store of a workspace."""
+    store = os.path.join(place, DEFAULT_STORE)
+    found = worktree.advice(store, worktree.look(store))
+    if found is not None:
+        yield Problem(place, "", found[0], " && ".join(found[1]))
+
+
 def _late(place: str, entry: Entry) -> Iterator[Problem]:
     period = timedelta(seconds=cron.period_s(cron.parse(entry.cron)))
     now = utc_now()
@@ -443,8 +452,7 @@ def _with_record(state: State, place: str, entry: Entry) -> State:
 
 
 def _thing(place: str, entry: Entry, scheduler: Scheduler) -> Thing:
-    # -P: else a folder called checkpoint in the workspace would be run instead of this program.
-    python = (sys.executable, "-P", "-m")
+    python = (*programs.python(), "-m")
     if entry.selfcheck:
         when = cron.parse(entry.cron)
         told = any(option.split("=")[0] in ("--notify", "--config") for option in entry.command)

@@ -5,7 +5,6 @@ import os
 import plistlib
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pwd import getpwuid
 from typing import Any, NamedTuple, Protocol
 
-from checkpoint import crontab
+from checkpoint import crontab, programs
 from checkpoint._load import data_path
 from checkpoint.cron import Cron, to_launchd, to_systemd
 from checkpoint.errors import CheckpointError, SchedulerUnavailable, StoreUnavailable, Usage
@@ -83,7 +82,7 @@ class CronScheduler:
         self._kept = kept
 
     def unavailable(self) -> str | None:
-        return None if shutil.which("crontab") else "there is no crontab command"
+        return None if programs.find("crontab") else "there is no crontab command"
 
     def written(self, thing: Thing) -> dict[str, str]:
         return {"crontab": crontab.block(thing.name, self._line(thing)).decode("utf-8", "surrogateescape")}
@@ -144,7 +143,7 @@ class SystemdScheduler:
         self._stamps = os.path.join(data, "systemd/timers") if user else "/var/lib/systemd/timers"
 
     def unavailable(self) -> str | None:
-        if shutil.which("systemctl") is None:
+        if programs.find("systemctl") is None:
             return "there is no systemd"
         if self._user:
             done = self._systemctl("show-environment")
@@ -337,7 +336,7 @@ class LaunchdScheduler:
         self._logs = os.path.join(home, "Library/Logs/checkpoint-tool")
 
     def unavailable(self) -> str | None:
-        return None if sys.platform == "darwin" and shutil.which("launchctl") else "there is no launchd"
+        return None if sys.platform == "darwin" and programs.find("launchctl") else "there is no launchd"
 
     def written(self, thing: Thing) -> dict[str, str]:
         with open(data_path("launchd/checkpoint.plist"), "rb") as file:
@@ -454,17 +453,18 @@ def _remove_if_empty(path: str) -> None:
 
 
 def _run(argv: Sequence[str]) -> "subprocess.CompletedProcess[bytes]":
+    program = programs.find(argv[0])
+    if program is None:
+        return subprocess.CompletedProcess(argv, 127, b"", f"there is no {argv[0]}".encode())
     try:
         return subprocess.run(
-            argv,
+            [program, *argv[1:]],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            env=os.environ | {"LC_ALL": "C", "SYSTEMD_PAGER": "", "SYSTEMD_COLORS": "0"},
+            env=programs.environ() | {"LC_ALL": "C", "SYSTEMD_PAGER": "", "SYSTEMD_COLORS": "0"},
             timeout=_LIMIT_S,
             check=False,
         )
-    except FileNotFoundError:
-        return subprocess.CompletedProcess(argv, 127, b"", f"there is no {argv[0]}".encode())
     except (OSError, subprocess.TimeoutExpired) as error:
         return subprocess.CompletedProcess(argv, 126, b"", f"{argv[0]}: {type(error).__name__}".encode())
 

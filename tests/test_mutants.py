@@ -21,6 +21,7 @@ from proof import WHOLE, scratch, tried
 DISK, FILE, FLOCK = "checkpoint/store/disk.py", "checkpoint/store/file.py", "checkpoint/store/flock.py"
 MODEL, CODEC, PROCESS = "checkpoint/model.py", "checkpoint/codec.py", "checkpoint/process.py"
 LIVENESS, API = "checkpoint/liveness.py", "checkpoint/api.py"
+LOAD, PROGRAMS = "checkpoint/_load.py", "checkpoint/programs.py"
 FOLLOWUP, COMMAND, SECRETS = "checkpoint/followup.py", "checkpoint/command.py", "checkpoint/secrets.py"
 
 # The methods, by the tests that a bug is shown to: arguments of pytest. Each takes less than a minute.
@@ -54,6 +55,8 @@ METHODS = {
         "-k",
         "handle or moved_in_the_middle or one_object or lock_files_that or run_id or git",
     ],
+    "first calls": ["tests/test_first_calls.py", "-k", "eight_threads and (list or names)"],
+    "working directory": ["tests/test_working_directory.py", "-k", "handed or in_pythonpath or given or not_sought"],
     "incidents": ["tests/test_followup.py", "-k", "said_once or channel_that_fails or three_days"],
 }
 
@@ -162,6 +165,13 @@ MUTANTS = {
         DISK,
         "                # Closing is not enough",
         "                os.unlink(self._name, dir_fd=self._folder.fd)\n                # Closing is not enough",
+    ),
+    "a module that is half imported is used": Mutant(
+        "what is loaded late is whole for each thread",
+        "first calls",
+        LOAD,
+        "    return getattr(importlib.import_module(module), attribute)\n",
+        "    import sys\n\n    return getattr(sys.modules.get(module) or importlib.import_module(module), attribute)\n",
     ),
     "decided before the lock is held": Mutant(
         "read, decide, write under the lock",
@@ -469,6 +479,27 @@ MUTANTS = {
         COMMAND,
         "            run.begin(name, once=once, add=add, process=_identity(child))\n",
         "            subprocess.run(command.argv, check=False)\n            run.begin(name, once=once, add=add, process=_identity(child))\n",
+    ),
+    "the child for apprise imports what stands around": Mutant(
+        "nothing of the working directory is imported",
+        "working directory",
+        PROGRAMS,
+        'return (sys.executable, "-I", script)',
+        'return (sys.executable, "-m", "checkpoint.apprise_send")',
+    ),
+    "a schedule imports what PYTHONPATH names there": Mutant(
+        "nothing of the working directory is imported",
+        "working directory",
+        PROGRAMS,
+        'return (sys.executable, "-P", "-E")',
+        "return (sys.executable,)",
+    ),
+    "a program is sought in the working directory": Mutant(
+        "no program of the working directory is run",
+        "working directory",
+        PROGRAMS,
+        "for directory in os.get_exec_path() if os.path.isabs(directory)]",
+        "for directory in os.get_exec_path()]",
     ),
     "a notice is sent before it is written down": Mutant(
         "outbox: recorded before it is sent",

@@ -15,7 +15,7 @@ import pytest
 import receivers
 from conftest import SELFCHECK, Workspace, lacking, need_program
 
-from checkpoint import notify
+from checkpoint import notify, programs
 from checkpoint.errors import Usage
 from checkpoint.notify import Message, NotDelivered
 from checkpoint.store import disk
@@ -119,7 +119,7 @@ def test_mail_by_sendmail(workspace: Workspace, monkeypatch: pytest.MonkeyPatch)
     program.write_text(f'#!/bin/sh\necho "$@" > {workspace.path}/args; cat > {workspace.path}/letter\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{workspace.path}:{os.environ['PATH']}")
-    monkeypatch.setattr(notify.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(programs, "_SENDMAIL", ())
     send("mail:ops@example.org, -oQ/tmp")
     assert (workspace.path / "args").read_text() == "-i -- ops@example.org -oQ/tmp\n", "an address is no option"
     letter = email.message_from_bytes((workspace.path / "letter").read_bytes(), policy=email.policy.default)
@@ -239,7 +239,7 @@ def test_any_other_url_goes_to_apprise(workspace: Workspace) -> None:
 def test_what_a_machine_without_apprise_says(workspace: Workspace) -> None:
     code = (
         "import sys; sys.modules['apprise'] = None\n"
-        "import runpy; sys.argv = ['apprise_send']; runpy.run_module('checkpoint.apprise_send', run_name='__main__')"
+        "import runpy; sys.argv = ['apprise_send', '69']; runpy.run_module('checkpoint.apprise_send', run_name='__main__')"
     )
     assert workspace.run(sys.executable, "-c", code, input="{}").code == notify.NO_APPRISE
 
@@ -360,7 +360,7 @@ def test_a_secret_is_in_no_argument_of_a_process(workspace: Workspace) -> None:
                         shown.append((entry / "cmdline").read_bytes())
                     except OSError:
                         continue
-            assert any(b"checkpoint.apprise_send" in line for line in shown)
+            assert any(b"apprise_send.py" in line for line in shown)
             assert not any(SECRET.encode() in line for line in shown)
             web.released.set()
             assert running.wait(20) == 0

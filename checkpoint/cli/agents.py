@@ -99,6 +99,8 @@ def install(
         rows.append({"path": change.path, "state": state})
     lines = [text.to_json({"dir": dir, "files": rows})] if json else [text.to_tsv(row.values()) for row in rows]
     emit("".join(line + "\n" for line in lines), changed=not check)
+    if not remove:
+        _warn_of_git(os.path.join(dir, store_path(store, environ)))
     if not check:
         if {"path": ".codex/hooks.json", "state": "written"} in rows:
             say("checkpoint-tool: Codex asks you to review and trust a new hook before it runs: type /hooks in it")
@@ -110,6 +112,14 @@ def install(
         words = ", ".join(f"{row['path']} ({row['state']})" for row in behind)
         kind = NotFound if any(row["state"] == "missing" for row in behind) else Conflict
         raise kind(f"not as it should be in {dir}: {words}", hint=mend)
+
+
+def _warn_of_git(place: str) -> None:
+    """Say where git would take the records along that the rule is about."""
+    place = os.path.normpath(os.path.expanduser(place))
+    found = load("checkpoint.worktree:advice")(place, load("checkpoint.worktree:look")(place))
+    if found is not None:
+        say(f"checkpoint-tool: {place}: {found[0]} (try: {' && '.join(found[1])})")
 
 
 def _session() -> str | None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from checkpoint import process
+from checkpoint import process, programs
 from checkpoint._load import data_path, load
 from checkpoint.api import Workflow
 from checkpoint.cli.options import Json, Store, emit, open_checkpoints
@@ -43,7 +43,10 @@ def shell_init(
     if store is not None:
         raise Usage("the functions use $CHECKPOINT_STORE; or give --store to ckpt_start")
     # By name, so that a saved copy goes on with whatever version is on PATH; by path where it is not to be found there.
-    name = PROGRAM if shutil.which(PROGRAM) else shutil.which(sys.argv[0]) or PROGRAM
+    # By path also where the name means a file of the working directory: PATH may have an empty entry or "." in it.
+    found = programs.find(PROGRAM)
+    by_name = found is not None and shutil.which(PROGRAM) == found
+    name = PROGRAM if by_name else found or shutil.which(sys.argv[0]) or PROGRAM
     parts = []
     for file in SHELLS[shell]:
         with open(data_path(f"shell/{file}"), encoding="utf-8") as source:

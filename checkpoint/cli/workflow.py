@@ -409,7 +409,7 @@ def _hand_over(run: Workflow, form: str, words: str) -> None:
     elif form == "json":
         emit(text.to_json(document(view) | {"created": run.created}) + "\n", changed=True)
     else:
-        say(f"{run.id}: {words}")
+        say(f"{text.named(run.id)}: {words}")
         emit("\n".join(text.run_lines(view, full=False)) + "\n", changed=True)
 
 

@@ -15,12 +15,38 @@ _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
     "\U000e0000-\U000e007f]"
 )
+_KEY_SUFFIX = re.compile(r"-[0-9a-f]{12}$")
+_NAME_IN_WORDS = re.compile(r"(?<![\w./\"-])[a-z0-9][a-z0-9_-]*(?![\w./\"-])")
+_WORD = re.compile(r"[a-z]{2,}")
+_MOST_WORDS, _LONGEST_NAME = 4, 40
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def escape(text: str) -> str:
     """The text on one line, with nothing in it that a terminal would act on."""
     return _UNSAFE.sub(_escaped, text)
+
+
+def is_wordy(name: str) -> bool:
+    """Whether a name of a run or a step could be read as a sentence: an agent that reads it follows instructions."""
+    name = _KEY_SUFFIX.sub("", name)
+    return len(name) > _LONGEST_NAME or len(set(_WORD.findall(name))) > _MOST_WORDS
+
+
+def argument(name: str, place: str) -> str:
+    """The name as part of a command, or ``place`` (ID, STEP) where it is too long, a sentence, or not a plain name."""
+    plain = model.NAME.fullmatch(name) or model.ID.fullmatch(name)
+    return name if plain and not is_wordy(name) else place
+
+
+def named(name: str) -> str:
+    """The name among other words: in double quotes where it could pass for some of them."""
+    return json.dumps(name) if is_wordy(name) else name
+
+
+def without_sentences(words: str, *, command: bool = False) -> str:
+    """The words with each name that could pass for a sentence in double quotes, or in a ``command`` as NAME."""
+    return _NAME_IN_WORDS.sub(lambda match: "NAME" if command and is_wordy(match[0]) else named(match[0]), words)
 
 
 def to_json(value: Any) -> str:
@@ -56,7 +82,7 @@ def duration(seconds: int) -> str:
 def run_lines(view: View, *, full: bool) -> list[str]:
     """A checkpoint in words. ``full``: everything that is known, else what one needs to go on."""
     checkpoint = view.checkpoint
-    lines = [f"{checkpoint.id}  {checkpoint.status}" + (f": {escape(checkpoint.reason)}" if checkpoint.reason else "")]
+    lines = [f"{named(checkpoint.id)}  {checkpoint.status}" + (f": {escape(checkpoint.reason)}" if checkpoint.reason else "")]
 
     def line(label: str, value: object) -> None:
         if value not in (None, "", ()):
@@ -73,11 +99,12 @@ def run_lines(view: View, *, full: bool) -> list[str]:
     line("handoff to", checkpoint.handoff_to)
     line("done", _names(checkpoint.steps, model.DONE))
     line("failed", _names(checkpoint.steps, {StepStatus.FAILED}))
-    line("in doubt", ", ".join(view.in_doubt))
-    line("next", view.next)
+    line("in doubt", ", ".join(map(named, view.in_doubt)))
+    line("next", view.next and named(view.next))
     if view.in_doubt and checkpoint.unfinished:
         lines.append("    a step in doubt began and never ended: see whether its effect is in place, then say")
-        lines.append(f"    checkpoint-tool update {checkpoint.id} --complete STEP    or    --retry STEP")
+        id = argument(checkpoint.id, "ID")
+        lines.append(f"    checkpoint-tool update {id} --complete STEP    or    --retry STEP")
     if full:
         for step in checkpoint.steps:
             lines.append(_step_line(step, doubtful=step.name in view.in_doubt))
@@ -98,17 +125,17 @@ def brief(view: View) -> str:
     """A checkpoint in one line: what changed by the last command, and what comes next."""
     checkpoint = view.checkpoint
     done = sum(step.status in model.DONE for step in checkpoint.steps)
-    words = [f"{checkpoint.id}  {checkpoint.status}, {done} of {len(checkpoint.steps)} steps done"]
+    words = [f"{named(checkpoint.id)}  {checkpoint.status}, {done} of {len(checkpoint.steps)} steps done"]
     if view.in_doubt:
-        words.append(f"in doubt: {', '.join(view.in_doubt)}")
+        words.append(f"in doubt: {', '.join(map(named, view.in_doubt))}")
     if view.next:
-        words.append(f"next: {view.next}")
+        words.append(f"next: {named(view.next)}")
     return escape(", ".join(words))
 
 
 def status_line(checkpoint: Checkpoint, state: RunState) -> str:
     """How a run stands, in one line."""
-    words = [f"{checkpoint.id}  {state.replace('_', ' ')}", f"run {checkpoint.run_id}"]
+    words = [f"{named(checkpoint.id)}  {state.replace('_', ' ')}", f"run {checkpoint.run_id}"]
     words.append(f"started {model.clock(checkpoint.created_at)}")
     if checkpoint.finished_at is not None:
         words.append(f"ended {model.clock(checkpoint.finished_at)}")
@@ -139,7 +166,7 @@ def _quoted(value: object) -> str:
 
 
 def _names(steps: Iterable[Step], statuses: Iterable[StepStatus]) -> str:
-    return ", ".join(step.name for step in steps if step.status in statuses)
+    return ", ".join(named(step.name) for step in steps if step.status in statuses)
 
 
 def _moment(moment: datetime | None) -> str | None:
@@ -149,7 +176,7 @@ def _moment(moment: datetime | None) -> str | None:
 def _step_line(step: Step, *, doubtful: bool) -> str:
     words = "in doubt" if doubtful else str(step.status)
     when = step.ended_at or step.begun_at
-    parts = [f"  - {step.name:<24} {words:<10}", model.clock(when) if when else ""]
+    parts = [f"  - {named(step.name):<24} {words:<10}", model.clock(when) if when else ""]
     if step.attempts > 1:
         parts.append(f"{step.attempts} attempts")
     if step.once:

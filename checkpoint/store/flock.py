@@ -3,17 +3,24 @@
 Its low-level call, because its ``Lock`` class opens the file itself, following links and with mode 0666.
 """
 
+import os
 import tempfile
 
-# portalocker asks for the folder of temporary files when it is imported, which makes and removes a file in it: outside
-# the store, and an error where that disk is full. An answer that is there already is taken instead.
+# When it is imported, portalocker asks for the directory of temporary files. Python then makes and removes a file there,
+# outside the store, and fails where that disk is full. An answer that is there already is taken instead: the right one,
+# because other threads may ask meanwhile.
+_NAMED = (os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP"))
+_USABLE = [path for path in _NAMED if path and os.path.isabs(path) and os.access(path, os.W_OK | os.X_OK)]
+_answer = [*_USABLE, "/tmp"][0]  # noqa: S108 - no file is made
 _unset = tempfile.tempdir is None
-tempfile.tempdir = tempfile.tempdir or "/tmp"  # noqa: S108 - no file is made
+if _unset:
+    tempfile.tempdir = _answer
 
 from portalocker import AlreadyLocked, LockException, LockFlags  # noqa: E402
 from portalocker import lock as _lock  # noqa: E402
 
-if _unset:
+# By identity: a directory that another thread has set meanwhile is its own.
+if _unset and tempfile.tempdir is _answer:
     tempfile.tempdir = None
 
 

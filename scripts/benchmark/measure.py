@@ -156,9 +156,9 @@ def install_peers() -> None:
     """In an environment of their own: what they draw in is no part of the house, and slows no start-up of it."""
     home = PEERS.parent
     if not (PEERS / "python").exists():
-        subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
+        subprocess.run([sys.executable, "-I", "-m", "venv", str(home)], check=True)
     (home / ".gitignore").write_text("*\n")
-    pip = [str(PEERS / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [str(PEERS / "python"), "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "--editable", f"{ROOT}[bench]"], check=True)
 
 
