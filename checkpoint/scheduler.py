@@ -101,7 +101,7 @@ class CronScheduler:
         found = crontab.find(crontab.read() or b"", name)
         if found is None:
             return State(None)
-        text = found[1].replace(crontab._ADDED, b"").decode("utf-8", "surrogateescape")
+        text = found.replace(crontab._ADDED, b"").decode("utf-8", "surrogateescape")
         return State(text, detail=None if _cron_runs() else "no cron daemon is running")
 
     def names(self) -> list[str]:

@@ -20,6 +20,7 @@ from proof import WHOLE, scratch, tried
 
 DISK, FILE, FLOCK = "checkpoint/store/disk.py", "checkpoint/store/file.py", "checkpoint/store/flock.py"
 MODEL, CODEC, PROCESS = "checkpoint/model.py", "checkpoint/codec.py", "checkpoint/process.py"
+CRONTAB, SCHEDULE = "checkpoint/crontab.py", "checkpoint/schedule.py"
 FOLLOWUP, COMMAND, SECRETS = "checkpoint/followup.py", "checkpoint/command.py", "checkpoint/secrets.py"
 
 # The methods, by the tests that a bug is shown to: arguments of pytest. Each takes less than a minute.
@@ -38,6 +39,7 @@ METHODS = {
     "hostile directory": ["tests/test_hostile.py", "-k", "planted_in_a_store and record"],
     "processes": ["tests/test_process.py"],
     "store contract": ["tests/test_store.py"],
+    "crontab": ["tests/test_schedule_cli.py", "-k", "another_program or each_cron or gives_the_shell"],
     "incidents": ["tests/test_followup.py", "-k", "said_once or channel_that_fails or three_days"],
 }
 
@@ -132,6 +134,27 @@ MUTANTS = {
         FLOCK,
         "        raise next((cause for cause in error.args if isinstance(cause, OSError)), OSError(str(error))) from error\n",
         "        return False\n",
+    ),
+    "the crontab is not read again before it is written": Mutant(
+        "schedules: what another program writes meanwhile is kept",
+        "crontab",
+        CRONTAB,
+        "if program.poll() is None and not (unchanged() and unchanged()):",
+        "if False:",
+    ),
+    "the crontab is not read again after it is written": Mutant(
+        "schedules: what another program writes meanwhile is kept",
+        "crontab",
+        CRONTAB,
+        "    if (read() or b\"\") != crontab:\n        return False\n    time.sleep",
+        "    return True\n    time.sleep",
+    ),
+    "no crontab is known in the words of one cron alone": Mutant(
+        "schedules: each cron",
+        "crontab",
+        CRONTAB,
+        "|has no f?crontab|^crontab: can't open '[^'/]+': No such file",
+        "",
     ),
     "there is no lock": Mutant(
         "under the update lock",

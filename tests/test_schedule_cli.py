@@ -29,27 +29,30 @@ from hypothesis import strategies as st
 
 CRONTAB = """\
 #!/bin/sh
-# crontab(1), with its file in the folder of this program. Files beside it make it fail.
+# crontab(1), with its file in the folder of this program. Files beside it make it fail; `rival` is what another program does
+# after a read, before a write takes its input, and after a write.
 cd "${0%/*}" || exit 9
 echo "$*" >>calls
 case $1 in
 -l)
     if [ -e refuse-list ]; then cat refuse-list >&2; exit 1; fi
     if [ ! -e tab ]; then
+        if [ -e no-tab ]; then cat no-tab >&2; exit 1; fi
         case $LC_ALL in C) echo 'no crontab for tester' >&2 ;; *) echo 'pas de crontab pour tester' >&2 ;; esac
         exit 1
     fi
     cat tab
-    # Somebody saves an edit just after we have read.
-    if [ -e edit ]; then cat edit >>tab; rm edit; fi
+    if [ -e rival ]; then event=read; . ./rival; fi
     ;;
 -r) rm -f tab ;;
 -n | -T | -V) echo "crontab: invalid option -- '${1#-}'" >&2; exit 1 ;;
 -*[!-]*) echo "crontab: invalid option" >&2; exit 1 ;;
 *)
+    if [ -e rival ]; then event=write; . ./rival; fi
     if [ "${1:--}" = - ]; then cat >new; else cat "$1" >new; fi
     if [ -e refuse-write ]; then cat refuse-write >&2; exit 1; fi
     if [ -e lose ]; then head -n 1 new >tab; else cat new >tab; fi
+    if [ -e rival ]; then event=wrote; . ./rival; fi
     ;;
 esac
 """
@@ -787,14 +790,132 @@ def test_no_crontab_program_is_a_missing_scheduler(host: Host) -> None:
     assert not host.units.exists() or list(host.units.iterdir()) == []
 
 
-def test_an_edit_in_between_is_kept(host: Host) -> None:
-    host.tab.write_bytes(b"0 0 * * * a\n")
-    (host.bin / "edit").write_bytes(b"0 1 * * * edited by hand\n")
+LINES = b"0 0 * * * a\n0 1 * * * b\n"
+ADDS = "echo '# rival' >>tab"
+RIVALS = {
+    # When another program writes -> what it does, and which lines of others stand then.
+    "after our first read": ("if [ $event = read ]; then rm rival; " + ADDS + "; fi", LINES + b"# rival\n"),
+    "after our last read but one": (
+        "case $event in write) touch writing ;; read) if [ -e writing ]; then rm rival writing; " + ADDS + "; fi ;; esac",
+        LINES + b"# rival\n",
+    ),
+    "while our write begins": ("if [ $event = write ]; then rm rival; " + ADDS + "; fi", LINES + b"# rival\n"),
+    "after our write, from what it read before": (
+        'case $event in write) cp tab old ;; wrote) rm rival; { cat old; echo "# rival"; } >tab ;; esac',
+        LINES + b"# rival\n",
+    ),
+    "a moment after our write, from what it read before": (
+        (
+            "case $event in write) cp tab old; echo '# rival' >>old ;;"
+            " wrote) rm rival; (sleep 0.03; cat old >tab) >/dev/null 2>&1 & ;; esac"
+        ),
+        LINES + b"# rival\n",
+    ),
+    "after our write, from what we wrote": ("if [ $event = wrote ]; then rm rival; " + ADDS + "; fi", LINES + b"# rival\n"),
+    "a line is removed": ('if [ $event = write ]; then rm rival; echo "0 0 * * * a" >tab; fi', b"0 0 * * * a\n"),
+    "a line is changed": (
+        'if [ $event = write ]; then rm rival; printf "%s\\n" "0 0 * * * a" "9 9 * * * b" >tab; fi',
+        b"0 0 * * * a\n9 9 * * * b\n",
+    ),
+    "it is written twice over": (
+        "if [ $event = wrote ]; then rm rival; cat tab >old; cat old >>tab; fi",
+        LINES + LINES,
+    ),
+    "the crontab is removed": ("if [ $event = write ]; then rm rival tab; fi", b""),
+    "the crontab has CRLF now": (
+        "if [ $event = wrote ]; then rm rival; sed 's/$/\\r/' tab >old; cat old >tab; fi",
+        LINES.replace(b"\n", b"\r\n"),
+    ),
+}
+
+
+def of_others(tab: bytes) -> bytes:
+    """The crontab without our blocks."""
+    return re.sub(rb"(?ms)^# BEGIN checkpoint-tool (\S+)\r?\n.*?^# END checkpoint-tool \1\r?\n", b"", tab)
+
+
+@pytest.mark.parametrize("verb", ["install", "change", "remove"])
+@pytest.mark.parametrize("case", RIVALS)
+def test_what_another_program_writes_meanwhile_is_kept(host: Host, case: str, verb: str) -> None:
+    script, wanted = RIVALS[case]
+    host.tab.write_bytes(LINES)
+    first = ["install", "--with", "cron"]
+    if verb != "install":
+        ok(host.schedule(*first))
+    calls = {"install": first, "change": [*first, "--every", "5m"], "remove": ["remove"]}
+    (host.bin / "rival").write_text(script + "\n")
+    ok(host.schedule(*calls[verb]))
+    assert not (host.bin / "rival").exists(), "it came to write"
+    after = host.tab.read_bytes() if host.tab.exists() else b""
+    assert of_others(after) == wanted
+    assert after.count(b"# BEGIN checkpoint-tool") == after.count(b"# END checkpoint-tool") == (verb != "remove")
+    if verb == "change":
+        assert b"*/5 * * * * " in after
+    # What another wrote since is not undone.
+    undone = host.schedule("undo")
+    assert undone.code in (0, 18), undone
+    if "# rival" in wanted.decode():
+        assert b"# rival" in host.tab.read_bytes()
+
+
+def test_a_crontab_that_never_holds_still_is_left_alone(host: Host) -> None:
+    host.tab.write_bytes(LINES)
+    (host.bin / "rival").write_text('if [ $event = write ]; then echo "# $(wc -l <tab)" >>tab; fi\n')
+    refused(host.schedule("install", "--with", "cron"), 18, "another program")
+    assert b"checkpoint-tool" not in host.tab.read_bytes()
+    assert host.tab.read_bytes().startswith(LINES)
+    assert host.remembered() == []
+
+
+NO_TABS = [
+    "no crontab for ann",
+    "crontab: no crontab for ann",
+    "crontab: can't open 'ann': No such file or directory",
+    "user ann has no fcrontab.",
+]
+
+
+@pytest.mark.parametrize("message", NO_TABS)
+def test_each_cron_says_in_its_way_that_there_is_no_crontab(host: Host, message: str) -> None:
+    (host.bin / "no-tab").write_text(message + "\n")
     ok(host.schedule("install", "--with", "cron"))
-    after = host.tab.read_bytes()
-    assert b"0 0 * * * a\n" in after
-    assert b"0 1 * * * edited by hand\n" in after
-    assert host.name().encode() in after
+    assert host.tab.read_bytes().count(b"# BEGIN") == 1
+    ok(host.schedule("remove"))
+    assert not host.tab.exists()
+    ok(host.schedule("doctor"))
+
+
+@pytest.mark.parametrize("end", [b"\r\n", b" \t\n"])
+def test_markers_that_an_editor_changed_are_ours_all_the_same(host: Host, end: bytes) -> None:
+    """Taken for none of ours, the block would stand a second time, and the check run twice."""
+    host.tab.write_bytes(LINES)
+    ok(host.schedule("install", "--with", "cron"))
+    edited = host.tab.read_bytes().replace(b"\n", end)
+    host.tab.write_bytes(edited)
+    (row,) = host.remembered()
+    assert row["installed"] is False, "it is another one than was written"
+    ok(host.schedule("sync"))
+    assert of_others(host.tab.read_bytes()) == LINES.replace(b"\n", end)
+    assert host.tab.read_bytes().count(b"# BEGIN") == 1
+    host.tab.write_bytes(edited.removesuffix(end))
+    ok(host.schedule("remove"))
+    assert host.tab.read_bytes() == LINES.replace(b"\n", end)
+
+
+def test_all_that_crontab_said_is_said(host: Host) -> None:
+    reason = "You (ann) are not allowed to use this program (crontab)\nSee crontab(1) for more information\n"
+    (host.bin / "refuse-list").write_text(reason)
+    refused(host.schedule("install", "--with", "cron"), 18, "You (ann) are not allowed", "See crontab(1)")
+
+
+def test_a_refusal_that_exits_with_0_is_one(host: Host) -> None:
+    """BusyBox: a spool that cannot be written."""
+    host.tab.write_bytes(LINES)
+    program = (host.bin / "crontab").read_text()
+    words = "crontab: can't create /var/spool/cron/crontabs/ann.new"
+    (host.bin / "crontab").write_text(program.replace("*)\n", f'*)\n    cat >/dev/null; echo "{words}" >&2; exit 0\n', 1))
+    refused(host.schedule("install", "--with", "cron"), 18, words)
+    assert host.remembered() == []
 
 
 def test_undo_restores_what_was_there(host: Host) -> None:
@@ -1208,13 +1329,17 @@ def by_cron(command: bytes) -> bytes:
     return bytes(out)
 
 
-@pytest.mark.parametrize("word", [r"date +\%F", r"a\\%b", "%", r"\%\%", r"it's 100\%", r"\\\%", "plain", "50%%"])
+@pytest.mark.parametrize(
+    "word", [r"date +\%F", r"a\\%b", "%", r"\%\%", r"it's 100\%", r"\\\%", "plain", "50%%", "'%'", "%'%", "\\'%"]
+)
 def test_cron_gives_the_shell_what_was_meant(host: Host, word: str) -> None:
     ok(host.schedule("add", ".", "0 3 * * *", "--name", "n", "--with", "cron", "--", "printf", "%s", word))
     line = next(line for line in host.tab.read_bytes().splitlines() if line.startswith(b"0 3 "))
-    command = by_cron(line.split(b" ", 5)[5])
-    words = shlex.split(command.decode())
-    assert words[-3:] == ["printf", "%s", word]
+    written = line.split(b" ", 5)[5]
+    # BusyBox's crond leaves the line to the shell as it is.
+    for command in (by_cron(written), written):
+        words = shlex.split(command.decode())
+        assert words[-3:] == ["printf", "%s", word], command
 
 
 def test_options_that_no_check_could_run_with_are_refused(host: Host) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from conftest import ROOT, TOOL, Result, Workspace, need_program, need_root, unable
+from conftest import ROOT, TOOL, Result, Workspace, lacking, need_program, need_root, unable
 
 HARNESS = Path(__file__).resolve().parent / "harness"
 NAMESPACES = {
@@ -186,6 +186,60 @@ def test_forty_commands_added_at_once_are_kept(machine: Callable[..., Machine]) 
     assert host.crontab().count("# BEGIN checkpoint-tool ") == 40
     ok(host.schedule("set", ".", "[]"))
     assert host.crontab() == before
+
+
+@pytest.fixture
+def busybox(tmp_path: Path) -> Path:
+    """A folder for PATH in which crontab is that of BusyBox, where the BusyBox of this machine has one."""
+    program = need_program("busybox")
+    applets = subprocess.run([program, "--list"], capture_output=True, text=True, check=True).stdout.split()
+    if "crontab" not in applets:
+        lacking("this busybox has no crontab: install busybox-static")
+    (tmp_path / "busybox").mkdir()
+    (tmp_path / "busybox" / "crontab").symlink_to(program)
+    return tmp_path / "busybox"
+
+
+def test_busybox_keeps_what_is_installed(machine: Callable[..., Machine], busybox: Path) -> None:
+    """From no crontab at all, and back to none."""
+    host = machine("cron.sh")
+    host.env["PATH"] = f"{busybox}:{host.env['PATH']}"
+    assert "No such file or directory" in host.run("crontab", "-l").err
+    ok(host.schedule("install", "--with", "cron"))
+    ok(host.schedule("add", ".", "5 4 * * *", "--name", "nightly", "--with", "cron", "--", "date", "+%F"))
+    assert host.crontab().count("# BEGIN checkpoint-tool ") == 2
+    assert {row["installed"] for row in ok(host.schedule("list", "--json")).lines} == {True}
+    assert host.schedule("sync").out == ""
+    ok(host.run("crontab", "-", input=host.crontab() + "0 0 1 1 * mine\n"))
+    ok(host.schedule("set", ".", "[]"))
+    ok(host.schedule("remove"))
+    assert host.crontab() == "0 0 1 1 * mine\n"
+    ok(host.run("crontab", "-r"))
+    ok(host.schedule("install", "--with", "cron"))
+    ok(host.schedule("undo"))
+    assert "No such file or directory" in host.run("crontab", "-l").err
+    # A spool that is not there is no empty crontab.
+    ok(host.run("mv", "/var/spool/cron/crontabs", "/var/spool/cron/gone"))
+    done = host.schedule("sync")
+    assert (done.code, "can't change directory" in done.err) == (18, True), done
+
+
+def test_a_crontab_that_is_written_by_others_all_the_time(machine: Callable[..., Machine]) -> None:
+    """Each of our blocks stands once at the end, whenever another program wrote what it had read before."""
+    host = machine("cron.sh")
+    ok(host.run("crontab", "-", input="# mine\n"))
+    rival = subprocess.Popen(
+        ["nsenter", "--target", host.init, "--mount", "--pid", "sh", "-c"]
+        + ["for n in $(seq 60); do crontab -l >/tmp/tab.$$; sleep 0.01; crontab /tmp/tab.$$; done; rm /tmp/tab.$$"]
+    )
+    for number in range(6):
+        ok(host.schedule("add", ".", f"{number} 4 1 1 *", "--name", f"n{number}", "--with", "cron", "--", "true"))
+    assert rival.wait(60) == 0
+    assert host.crontab().startswith("# mine\n")
+    ok(host.schedule("sync"))
+    assert host.crontab().count("# BEGIN checkpoint-tool ") == 6
+    ok(host.schedule("set", ".", "[]"))
+    assert host.crontab() == "# mine\n"
 
 
 def test_cron_goes_on_over_a_change_of_the_clock(machine: Callable[..., Machine]) -> None:
