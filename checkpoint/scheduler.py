@@ -348,6 +348,8 @@ class LaunchdScheduler:
             "WorkingDirectory": _printable(thing.workspace),
             "StartCalendarInterval": to_launchd(thing.cron),
             "RunAtLoad": thing.selfcheck,
+            # launchd would end what is left in the process group when the command ends.
+            "AbandonProcessGroup": not thing.selfcheck,
             "EnvironmentVariables": {"PATH": _path()},
             "StandardOutPath": os.path.join(self._logs, f"{thing.name}.out"),
             "StandardErrorPath": os.path.join(self._logs, f"{thing.name}.err"),

@@ -40,6 +40,7 @@ METHODS = {
     "processes": ["tests/test_process.py"],
     "store contract": ["tests/test_store.py"],
     "crontab": ["tests/test_schedule_cli.py", "-k", "another_program or each_cron or gives_the_shell"],
+    "units": ["tests/test_schedule_cli.py", "-k", "leave_something_running"],
     "incidents": ["tests/test_followup.py", "-k", "said_once or channel_that_fails or three_days"],
 }
 
@@ -135,6 +136,13 @@ MUTANTS = {
         "        raise next((cause for cause in error.args if isinstance(cause, OSError)), OSError(str(error))) from error\n",
         "        return False\n",
     ),
+    "a unit ends all that its command left running": Mutant(
+        "schedules: a service that a command starts goes on",
+        "units",
+        "systemd/checkpoint-command.service",
+        "KillMode=process",
+        "KillMode=control-group",
+    ),
     "the crontab is not read again before it is written": Mutant(
         "schedules: what another program writes meanwhile is kept",
         "crontab",
@@ -146,7 +154,7 @@ MUTANTS = {
         "schedules: what another program writes meanwhile is kept",
         "crontab",
         CRONTAB,
-        "    if (read() or b\"\") != crontab:\n        return False\n    time.sleep",
+        '    if (read() or b"") != crontab:\n        return False\n    time.sleep',
         "    return True\n    time.sleep",
     ),
     "no crontab is known in the words of one cron alone": Mutant(

@@ -27,6 +27,9 @@ from croniter import croniter
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from checkpoint import cron
+from checkpoint.schedule import Entry, Schedules
+
 CRONTAB = """\
 #!/bin/sh
 # crontab(1), with its file in the folder of this program. Files beside it make it fail; `rival` is what another program does
@@ -612,6 +615,32 @@ def test_the_property_list_is_one_that_launchd_knows(host: Host) -> None:
     assert Path(plist["StandardErrorPath"]).is_absolute()
 
 
+def test_a_command_may_leave_something_running(host: Host, tmp_path: Path) -> None:
+    """The unit of a command ends with its process, that of the self-check with all that it started."""
+    schedules = Schedules(str(tmp_path / "state"), str(host.home), {})
+    entry = Entry("nightly", "5 4 * * *", ("./backup.sh",), "launchd", "")
+    ((_, text),) = schedules.preview(str(host.path), entry).items()
+    plist = plistlib.loads(text.encode())
+    jsonschema.validate(plist, PLIST_SCHEMA)
+    assert plist["AbandonProcessGroup"] is True
+    for kind, scope in (("systemd", "--user"), ("systemd-system", "--system")):
+        written = []
+        for path, text in schedules.preview(str(host.path), entry._replace(scheduler=kind)).items():
+            unit = tmp_path / kind / Path(path).name
+            unit.parent.mkdir(exist_ok=True)
+            unit.write_text(text)
+            written.append(str(unit))
+        (service,) = [Path(path).read_text() for path in written if path.endswith(".service")]
+        assert "\nKillMode=process\n" in service
+        argv = [need_program("systemd-analyze"), scope, "--man=no", "--recursive-errors=yes", "verify", *written]
+        done = host.run(*argv)
+        assert (done.code, [line for line in done.err.splitlines() if host.prefix in line]) == (0, []), done
+    check = schedules.self_check(cron.every(600), (), "launchd", anywhere=True)
+    for kind in ("launchd", "systemd", "systemd-system"):
+        texts = schedules.preview(str(host.path), check._replace(scheduler=kind)).values()
+        assert not any("KillMode" in text or "<key>AbandonProcessGroup</key>\n\t<true/>" in text for text in texts)
+
+
 def test_what_runs_is_the_self_check_of_the_workspace(host: Host) -> None:
     """In each scheduler: by the interpreter that runs now, with the options after the two dashes."""
     outs = {
@@ -657,9 +686,9 @@ def test_the_folders_of_the_xdg_base_directories_are_used(host: Host, tmp_path: 
 
 
 @pytest.mark.parametrize("kind", ["systemd", "systemd-system"])
-@pytest.mark.parametrize("cron", ["*/10 * * * *", "0 0 13 * FRI"])
-def test_systemd_finds_nothing_to_complain_of(host: Host, kind: str, cron: str, tmp_path: Path) -> None:
-    printed = ok(host.schedule("install", "--cron", cron, "--print", "--with", kind)).out
+@pytest.mark.parametrize("times", ["*/10 * * * *", "0 0 13 * FRI"])
+def test_systemd_finds_nothing_to_complain_of(host: Host, kind: str, times: str, tmp_path: Path) -> None:
+    printed = ok(host.schedule("install", "--cron", times, "--print", "--with", kind)).out
     written = []
     for path, text in files(printed).items():
         unit = tmp_path / "units" / Path(path).name

@@ -228,10 +228,8 @@ def test_a_crontab_that_is_written_by_others_all_the_time(machine: Callable[...,
     """Each of our blocks stands once at the end, whenever another program wrote what it had read before."""
     host = machine("cron.sh")
     ok(host.run("crontab", "-", input="# mine\n"))
-    rival = subprocess.Popen(
-        ["nsenter", "--target", host.init, "--mount", "--pid", "sh", "-c"]
-        + ["for n in $(seq 60); do crontab -l >/tmp/tab.$$; sleep 0.01; crontab /tmp/tab.$$; done; rm /tmp/tab.$$"]
-    )
+    again = "for n in $(seq 60); do crontab -l >/tmp/tab.$$; sleep 0.01; crontab /tmp/tab.$$; done; rm /tmp/tab.$$"
+    rival = subprocess.Popen(["nsenter", "--target", host.init, "--mount", "--pid", "sh", "-c", again])
     for number in range(6):
         ok(host.schedule("add", ".", f"{number} 4 1 1 *", "--name", f"n{number}", "--with", "cron", "--", "true"))
     assert rival.wait(60) == 0
@@ -426,6 +424,82 @@ def test_a_finding_leaves_the_unit_failed_until_the_next_good_run(machine: Calla
     host.workspace.file("broken").chmod(0o600)
     assert host.run("systemctl", "--user", "start", f"{check}.service").code != 0
     assert f"{check}.service" in failed()
+
+
+DETACHES = """\
+#!/bin/sh
+# Starts a service that is to stay, and with `long` here goes on itself.
+setsid sh -c 'echo $$ >>detached; exec sleep 300' &
+until [ -s detached ]; do sleep 0.05; done
+if [ -e long ]; then
+    echo $$ >group
+    sleep 301 &
+    sleep 302 | cat
+fi
+"""
+
+
+def start_and_stop(host: Machine, folder: Path, *scope: str) -> None:
+    """What a command leaves running on purpose outlives its unit; `systemctl stop` ends its process group."""
+    script = host.path / "starts.sh"
+    script.write_text(DETACHES)
+    script.chmod(0o755)
+    name = "systemd" if scope else "systemd-system"
+    ok(host.schedule("add", ".", "5 4 1 1 *", "--name", "starts", "--with", name, "--", "./starts.sh"))
+    unit = unit_of(host, "starts", folder) + ".service"
+
+    def state() -> str:
+        return host.run("systemctl", *scope, "show", "--property=ActiveState", "--value", unit).out.strip()
+
+    def lives(pid: str) -> bool:
+        return host.run("ps", "-o", "stat=", "-p", pid).out.strip()[:1] not in ("", "Z")
+
+    def group() -> list[str]:
+        leader = (host.path / "group").read_text().strip()
+        rows = (line.split() for line in host.run("ps", "-A", "-o", "pgid=,pid=,stat=").out.splitlines())
+        return [pid for pgid, pid, stat in rows if pgid == leader and not stat.startswith("Z")]
+
+    def detached() -> list[str]:
+        return (host.path / "detached").read_text().split()
+
+    ok(host.run("systemctl", *scope, "start", unit))
+    assert host.status("starts") == 0
+    assert state() == "inactive"
+    assert [lives(pid) for pid in detached()] == [True]
+    # The next run ends by `systemctl stop`, and the one after that by the death of what started it.
+    (host.path / "long").touch()
+    for stop, left in (("stop", 2), ("kill", 3)):
+        (host.path / "group").unlink(missing_ok=True)
+        ok(host.run("systemctl", *scope, "start", "--no-block", unit))
+        wait(lambda: (host.path / "group").exists() and len(group()) == 4, 20)
+        wait(lambda: host.status("starts") == 30, 10)
+        if stop == "stop":
+            ok(host.run("systemctl", *scope, "stop", unit))
+        else:
+            ok(host.run("systemctl", *scope, "kill", "--kill-who=main", "--signal=KILL", unit))
+        wait(lambda: not group(), 10)
+        wait(lambda: state() in ("inactive", "failed"), 10)
+        assert host.status("starts") == 31
+        assert [lives(pid) for pid in detached()] == [True] * left
+    # A removed schedule takes away what it runs, and no service that a run has started.
+    (host.path / "group").unlink()
+    ok(host.run("systemctl", *scope, "start", "--no-block", unit))
+    wait(lambda: (host.path / "group").exists() and len(group()) == 4, 20)
+    ok(host.schedule("remove", ".", "starts"))
+    wait(lambda: not group(), 10)
+    assert [lives(pid) for pid in detached()] == [True] * 4
+    ok(host.run("kill", *detached()))
+
+
+def test_what_a_command_left_running_outlives_the_unit(machine: Callable[..., Machine]) -> None:
+    host = machine("user-systemd.sh")
+    start_and_stop(host, host.home / ".config" / "systemd" / "user", "--user")
+
+
+def test_what_a_command_left_running_outlives_the_unit_of_the_system(machine: Callable[..., Machine], tmp_path: Path) -> None:
+    folders = [str(path) for path in (tmp_path, ROOT, Path(sys.prefix), Path(sys.base_prefix))]
+    host = machine("system-systemd.sh", *folders)
+    start_and_stop(host, Path(f"/proc/{host.init}/root/etc/systemd/system"))
 
 
 def test_any_path_and_command_reaches_systemd_as_it_is(machine: Callable[..., Machine]) -> None:
