@@ -20,6 +20,7 @@ from checkpoint.model import NAME
 from checkpoint.scheduler import ORDER, Scheduler, State, SystemdScheduler, Thing, sha256, table
 from checkpoint.store import DEFAULT_STORE, utc_now
 from checkpoint.store.disk import Folder
+from checkpoint.store.rights import as_user, name_of, other_owner_of_workspace, rightful_owner, strayed, sudo_name
 from checkpoint.store.state import SCHEDULES_SCHEMA, StateFolder, last_check
 
 SELFCHECK = "selfcheck"
@@ -84,7 +85,7 @@ class Schedules:
 
     def install(self, workspace: str, when: Cron, options: Sequence[str], scheduler: str | None) -> Entry:
         """Have the self-check of a workspace run. Raises Usage, SchedulerUnavailable; then nothing is changed."""
-        wanted = self._entry(SELFCHECK, when, tuple(options), scheduler)
+        wanted = self._entry(workspace, SELFCHECK, when, tuple(options), scheduler)
 
         def put(entries: list[Entry]) -> list[Entry]:
             return [_kept_since(entries, wanted), *(entry for entry in entries if not entry.selfcheck)]
@@ -98,7 +99,7 @@ class Schedules:
         """
         if name == SELFCHECK:
             raise Usage("the name selfcheck is that of the self-check: checkpoint-tool schedule install")
-        wanted = self._entry(name or _entry_name(when, command), when, _checked(command), scheduler)
+        wanted = self._entry(workspace, name or _entry_name(when, command), when, _checked(command), scheduler)
 
         def put(entries: list[Entry]) -> list[Entry]:
             for entry in entries:
@@ -118,7 +119,9 @@ class Schedules:
 
     def replace(self, workspace: str, times: Sequence[Cron], command: Sequence[str], scheduler: str | None) -> list[Entry]:
         """Make the commands of a workspace exactly these. Raises as ``add``."""
-        wanted = {when.text: self._entry(_entry_name(when, command), when, _checked(command), scheduler) for when in times}
+        wanted = {
+            when.text: self._entry(workspace, _entry_name(when, command), when, _checked(command), scheduler) for when in times
+        }
 
         def put(entries: list[Entry]) -> list[Entry]:
             return [
@@ -161,11 +164,13 @@ class Schedules:
         """Path -> content of what would be written for an entry. Raises Usage."""
         return self.table[entry.scheduler].written(_thing(os.path.abspath(workspace), entry, self.table[entry.scheduler]))
 
-    def self_check(self, when: Cron, options: Sequence[str], scheduler: str | None, *, anywhere: bool = False) -> Entry:
+    def self_check(
+        self, workspace: str, when: Cron, options: Sequence[str], scheduler: str | None, *, anywhere: bool = False
+    ) -> Entry:
         """The entry that ``install`` would make. ``anywhere``: also for a scheduler that is not here."""
         if anywhere and scheduler in self.table:
             return Entry(SELFCHECK, when.text, tuple(options), scheduler, "")
-        return self._entry(SELFCHECK, when, tuple(options), scheduler)
+        return self._entry(workspace, SELFCHECK, when, tuple(options), scheduler)
 
     # --- what there is -----------------------------------------------------------------------------------------------
 
@@ -254,7 +259,11 @@ class Schedules:
     def doctor(self, workspace: str | None = None) -> list[Problem]:
         """Everything because of which something would not run. Raises nothing for what it finds."""
         problems: list[Problem] = []
-        for place in self._workspaces(workspace):
+        places = self._workspaces(workspace)
+        here = os.path.abspath(".")
+        if workspace is None and here not in places and os.path.isdir(os.path.join(here, DEFAULT_STORE)):
+            places.append(here)
+        for place in places:
             try:
                 problems += self._problems(place)
             except CheckpointError as error:
@@ -266,12 +275,15 @@ class Schedules:
     def _kept(self) -> Folder:
         return StateFolder(self._root, SCHEDULES_SCHEMA).folder
 
-    def _entry(self, name: str, when: Cron, command: tuple[str, ...], scheduler: str | None) -> Entry:
+    def _entry(self, workspace: str, name: str, when: Cron, command: tuple[str, ...], scheduler: str | None) -> Entry:
         if NAME.fullmatch(name) is None or len(name) > 40:
             raise Usage(f"{name!r} is no name: use 1 to 40 of a-z, 0-9, _ and -, beginning with a letter or digit")
         if scheduler is None:
             reasons = {known: self.table[known].unavailable() for known in ORDER}
             usable = [known for known in ORDER if reasons[known] is None]
+            foreign = other_owner_of_workspace(workspace) is not None
+            # For the workspace of another user first what runs as that user; else the refusal says how.
+            usable.sort(key=lambda known: foreign and not self.table[known].as_owner)
             if not usable:
                 why = "; ".join(f"{known}: {reason}" for known, reason in reasons.items())
                 raise SchedulerUnavailable(f"this host has no scheduler that can be used ({why})")
@@ -294,6 +306,7 @@ class Schedules:
             for entry in wanted:
                 if entry not in before or again:
                     self.preview(place, entry)  # what cannot be said must not be half done
+                    _refuse_as_another(place, self.table[entry.scheduler])
             folder.write(_document(place, wanted))
             try:
                 after = [entry if entry in before and not again else self._enable(place, entry) for entry in wanted]
@@ -376,8 +389,12 @@ class Schedules:
                 f"macOS keeps background programs out of ~/{inside}",
                 f"mv {quoted} ~/ && checkpoint-tool schedule migrate {quoted} ~/{os.path.basename(quoted)}",
             )
+        yield from _strayed(place)
+        owner = other_owner_of_workspace(place)
         for entry in entries:
             scheduler = self.table[entry.scheduler]
+            if owner is not None and not scheduler.as_owner:
+                yield _as_another(place, entry, owner)
             reason = scheduler.unavailable()
             if reason is not None:
                 again = f"checkpoint-tool schedule {'install' if entry.selfcheck else 'remove'} {quoted}"
@@ -414,6 +431,49 @@ class Schedules:
             user = self.table["systemd"]
             if isinstance(user, SystemdScheduler) and user.unavailable() is None and not user.lingers():
                 yield Problem(place, "", "its timers stop when you log out (no lingering)", "loginctl enable-linger")
+
+
+def _refuse_as_another(place: str, scheduler: Scheduler) -> None:
+    """Nothing is installed that can only fail. Raises SchedulerUnavailable with the user as whom it works."""
+    uid = other_owner_of_workspace(place)
+    if uid is None:
+        return
+    owner = name_of(uid)
+    if not scheduler.as_owner:
+        raise SchedulerUnavailable(
+            f"{place} belongs to {owner}, and {scheduler.name} would run this as {name_of(os.geteuid())}, which can write"
+            f" nothing there: schedule it as {owner}",
+            hint="checkpoint-tool schedule list",
+            as_user=sudo_name(uid),
+        )
+    if os.geteuid() == 0 and not load("checkpoint.scheduler:runs_as")(uid, sys.executable):
+        raise SchedulerUnavailable(
+            f"{owner} cannot run checkpoint-tool by {sys.executable}: install it where {owner} can",
+            hint=as_user(sudo_name(uid), [sys.executable, "-P", "-m", "checkpoint", "--version"]),
+        )
+
+
+def _as_another(place: str, entry: Entry, owner: int) -> Problem:
+    """An entry that an older version installed in the workspace of another user."""
+    again = ["install", place] if entry.selfcheck else ["add", place, entry.cron, "--name", entry.name, "--", *entry.command]
+    remove = ["remove", place] if entry.selfcheck else ["remove", place, entry.name]
+    mend = as_user(sudo_name(owner), ["checkpoint-tool", "schedule", *again])
+    words = f"it runs as {name_of(os.geteuid())}, which can write nothing in the workspace of {name_of(owner)}"
+    return Problem(place, entry.name, words, f"{shlex.join(['checkpoint-tool', 'schedule', *remove])} && {mend}")
+
+
+def _strayed(place: str) -> Iterator[Problem]:
+    found = strayed(place)
+    owner = rightful_owner(place)
+    if found is None or owner is None:
+        return
+    path, uid = found
+    # The directory itself, where it is in one of an agent.
+    inside = os.path.relpath(path, place).split(os.sep)
+    top = os.path.join(place, *inside[: inside.index("memory") + 1])
+    sudo = () if os.geteuid() == 0 else ("sudo",)
+    words = f"{path} belongs to {name_of(uid)}, and {name_of(owner)}, to whom the workspace belongs, cannot change it"
+    yield Problem(place, "", words, shlex.join([*sudo, "chown", "-R", f"{name_of(owner)}:", top]))
 
 
 def _late(place: str, entry: Entry) -> Iterator[Problem]:

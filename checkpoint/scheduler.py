@@ -18,6 +18,7 @@ from checkpoint._load import data_path
 from checkpoint.cron import Cron, to_launchd, to_systemd
 from checkpoint.errors import CheckpointError, SchedulerUnavailable, StoreUnavailable, Usage
 from checkpoint.store.disk import Folder, publish
+from checkpoint.store.rights import name_of, rightful_owner
 
 _LIMIT_S = 60
 
@@ -46,10 +47,12 @@ class State(NamedTuple):
 
 
 class Scheduler(Protocol):
-    """``label``: what runs are labelled with. Every verb may raise SchedulerUnavailable."""
+    """``label``: what runs are labelled with; ``as_owner``: whether they run as the owner of the workspace, not as the user
+    who schedules them. Every verb may raise SchedulerUnavailable."""
 
     name: str
     label: str
+    as_owner: bool
 
     def unavailable(self) -> str | None:
         """Why it cannot be used here, or None."""
@@ -78,6 +81,7 @@ class CronScheduler:
 
     name = "cron"
     label = "cron"
+    as_owner = False
 
     def __init__(self, kept: Callable[[], Folder]) -> None:
         self._kept = kept
@@ -138,6 +142,7 @@ class SystemdScheduler:
     def __init__(self, *, user: bool, home: str, environ: Mapping[str, str]) -> None:
         self.name = "systemd" if user else "systemd-system"
         self._user = user
+        self.as_owner = not user
         config = environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
         data = environ.get("XDG_DATA_HOME") or os.path.join(home, ".local/share")
         self._units = os.path.join(config, "systemd/user") if user else "/etc/systemd/system"
@@ -331,6 +336,7 @@ class LaunchdScheduler:
 
     name = "launchd"
     label = "launchd"
+    as_owner = False
 
     def __init__(self, *, home: str) -> None:
         self._agents = os.path.join(home, "Library/LaunchAgents")
@@ -429,15 +435,37 @@ def sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
+def runs_as(uid: int, python: str) -> bool:
+    """Whether that user can run this program by that interpreter. For root to ask."""
+    try:
+        group = getpwuid(uid).pw_gid
+    except KeyError:
+        group = uid
+    argv = [python, "-P", "-c", "import checkpoint"]
+    try:
+        done = subprocess.run(
+            argv,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_LIMIT_S,
+            check=False,
+            user=uid,
+            group=group,
+            extra_groups=[],
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return done.returncode == 0
+
+
 def _path() -> str:
     return os.environ.get("PATH") or os.defpath
 
 
 def _owner(workspace: str) -> str:
-    try:
-        return getpwuid(os.stat(workspace).st_uid).pw_name
-    except (OSError, KeyError):
-        return getpwuid(os.geteuid()).pw_name
+    uid = rightful_owner(workspace)
+    return name_of(os.geteuid() if uid is None else uid)
 
 
 def _publish(path: str, content: str) -> None:

@@ -336,7 +336,8 @@ def _sound(method: str) -> str:
 def test_each_bug_can_be_planted(name: str) -> None:
     mutant = MUTANTS[name]
     assert (ROOT / mutant.file).read_text().count(mutant.old) == 1, f"{mutant.file} does not hold the text once"
-    compile((ROOT / mutant.file).read_text().replace(mutant.old, mutant.new), mutant.file, "exec")
+    if mutant.file.endswith(".py"):
+        compile((ROOT / mutant.file).read_text().replace(mutant.old, mutant.new), mutant.file, "exec")
 
 
 @pytest.mark.parametrize("name", MUTANTS if WHOLE else BOUNDED)

@@ -635,7 +635,7 @@ def test_a_command_may_leave_something_running(host: Host, tmp_path: Path) -> No
         argv = [need_program("systemd-analyze"), scope, "--man=no", "--recursive-errors=yes", "verify", *written]
         done = host.run(*argv)
         assert (done.code, [line for line in done.err.splitlines() if host.prefix in line]) == (0, []), done
-    check = schedules.self_check(cron.every(600), (), "launchd", anywhere=True)
+    check = schedules.self_check(str(host.path), cron.every(600), (), "launchd", anywhere=True)
     for kind in ("launchd", "systemd", "systemd-system"):
         texts = schedules.preview(str(host.path), check._replace(scheduler=kind)).values()
         assert not any("KillMode" in text or "<key>AbandonProcessGroup</key>\n\t<true/>" in text for text in texts)

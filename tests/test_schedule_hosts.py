@@ -594,6 +594,37 @@ def test_one_scheduler_at_a_time(machine: Callable[..., Machine], tmp_path: Path
 # systemd as the first process
 
 
+def test_root_schedules_for_the_owner_of_the_workspace(machine: Callable[..., Machine], tmp_path: Path) -> None:
+    folders = [str(path) for path in (tmp_path, ROOT, Path(sys.prefix), Path(sys.base_prefix))]
+    host = machine("system-systemd.sh", *folders)
+    folder = Path(f"/proc/{host.init}/root/etc/systemd/system")
+    units = host.units(folder)
+    for place in (tmp_path.parent.parent.parent, tmp_path.parent.parent, tmp_path.parent, tmp_path, host.folder):
+        ok(host.run("chmod", "a+x", str(place)))
+    ok(host.run("chown", "-R", "nobody:", str(host.path)))
+    # This Python stands in the home of root: nobody cannot run it.
+    if Path(sys.base_prefix).is_relative_to("/root"):
+        for verb in (["install"], ["add", ".", "@yearly", "--name", "nightly", "--", "true"]):
+            done = host.schedule(*verb)
+            assert (done.code, "nobody cannot run checkpoint-tool by" in done.err) == (18, True), done
+        assert host.units(folder) == units
+        ok(host.run("chmod", "711", "/root"))  # of the copy that this machine has
+    ok(host.schedule("install"))
+    ok(host.schedule("add", ".", "@yearly", "--name", "nightly", "--", "sh", "-c", "id -un >out"))
+    assert {row["scheduler"] for row in ok(host.schedule("list", "--json")).lines} == {"systemd-system"}
+    done = host.schedule("doctor")
+    assert (done.code, done.out) == (0, ""), done
+    nightly = unit_of(host, "nightly", folder)
+    assert "\nUser=nobody\n" in (folder / f"{nightly}.service").read_text()
+    ok(host.run("systemctl", "start", f"{nightly}.service"))
+    assert (host.path / "out").read_text() == "nobody\n"
+    assert host.status("nightly") == 0
+    assert {path.stat().st_uid for path in host.path.rglob("*")} == {65534}
+    ok(host.schedule("remove"))
+    ok(host.schedule("remove", ".", "nightly"))
+    assert host.units(folder) == units
+
+
 def test_a_systemd_of_the_system_catches_up_and_recovers(machine: Callable[..., Machine], tmp_path: Path) -> None:
     folders = [str(path) for path in (tmp_path, ROOT, Path(sys.prefix), Path(sys.base_prefix))]
     host = machine("system-systemd.sh", *folders)

@@ -56,7 +56,7 @@ def install(
     parse, of_seconds = load("checkpoint.cron:parse"), load("checkpoint.cron:every")
     when = parse(cron) if cron is not None else of_seconds(seconds(every) or 600)
     if print_:
-        entry = schedules.self_check(when, options or (), with_, anywhere=True)
+        entry = schedules.self_check(workspace, when, options or (), with_, anywhere=True)
         written = schedules.preview(workspace, entry)
         lines = [f"# {path}\n{content}" if path != "crontab" else content for path, content in written.items()]
         emit(text.to_json(written) + "\n" if json else "".join(lines), changed=False)
