@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, NamedTuple
 
-from checkpoint import cron
+from checkpoint import cron, secrets
 from checkpoint._load import load
 from checkpoint.api import Checkpoints
 from checkpoint.codec import timestamp
@@ -32,7 +32,8 @@ _MAC_PROTECTED = ("Desktop", "Documents", "Downloads")
 
 class Entry(NamedTuple):
     """One wanted schedule. ``command``: of the user's; for the self-check its further options. ``since``: when it was asked
-    for, RFC 3339; ``sha256`` and ``python``: of what was written for it, and the interpreter in it; empty until then."""
+    for, RFC 3339; ``sha256`` and ``python``: of what was written for it, and the interpreter in it; empty until then.
+    ``allowed``: rules of secrets that were allowed in it."""
 
     name: str
     cron: str
@@ -41,6 +42,7 @@ class Entry(NamedTuple):
     since: str
     sha256: str = ""
     python: str = ""
+    allowed: tuple[str, ...] = ()
 
     @property
     def selfcheck(self) -> bool:
@@ -78,21 +80,36 @@ class Schedules:
     def __init__(self, root: str, home: str, environ: Mapping[str, str]) -> None:
         self._root = root
         self._home = home
-        self.unreadable: list[Problem] = []
+        self._unreadable: dict[str, Problem] = {}
         self.table: dict[str, Scheduler] = table(self._kept, home, environ)
+
+    @property
+    def unreadable(self) -> list[Problem]:
+        """The schedule files that could not be read so far, each once."""
+        return list(self._unreadable.values())
 
     # --- what is wanted ----------------------------------------------------------------------------------------------
 
-    def install(self, workspace: str, when: Cron, options: Sequence[str], scheduler: str | None) -> Entry:
+    def install(
+        self, workspace: str, when: Cron, options: Sequence[str], scheduler: str | None, allowed: Sequence[str] = ()
+    ) -> Entry:
         """Have the self-check of a workspace run. Raises Usage, SchedulerUnavailable; then nothing is changed."""
-        wanted = self._entry(workspace, SELFCHECK, when, tuple(options), scheduler)
+        wanted = self._entry(workspace, SELFCHECK, when, tuple(options), scheduler)._replace(allowed=tuple(allowed))
 
         def put(entries: list[Entry]) -> list[Entry]:
             return [_kept_since(entries, wanted), *(entry for entry in entries if not entry.selfcheck)]
 
         return self._change(workspace, put)[0]
 
-    def add(self, workspace: str, when: Cron, command: Sequence[str], name: str | None, scheduler: str | None) -> Entry:
+    def add(
+        self,
+        workspace: str,
+        when: Cron,
+        command: Sequence[str],
+        name: str | None,
+        scheduler: str | None,
+        allowed: Sequence[str] = (),
+    ) -> Entry:
         """Have a command run in a workspace. The same again changes nothing.
 
         Raises Usage, SchedulerUnavailable, Conflict (the name is taken); then nothing is changed.
@@ -100,6 +117,7 @@ class Schedules:
         if name == SELFCHECK:
             raise Usage("the name selfcheck is that of the self-check: checkpoint-tool schedule install")
         wanted = self._entry(workspace, name or _entry_name(when, command), when, _checked(command), scheduler)
+        wanted = wanted._replace(allowed=tuple(allowed))
 
         def put(entries: list[Entry]) -> list[Entry]:
             for entry in entries:
@@ -117,11 +135,19 @@ class Schedules:
         entries = self._change(workspace, put)
         return next(e for e in entries if (e.cron, e.command) == (wanted.cron, wanted.command) and not e.selfcheck)
 
-    def replace(self, workspace: str, times: Sequence[Cron], command: Sequence[str], scheduler: str | None) -> list[Entry]:
+    def replace(
+        self,
+        workspace: str,
+        times: Sequence[Cron],
+        command: Sequence[str],
+        scheduler: str | None,
+        allowed: Sequence[str] = (),
+    ) -> list[Entry]:
         """Make the commands of a workspace exactly these. Raises as ``add``."""
-        wanted = {
-            when.text: self._entry(workspace, _entry_name(when, command), when, _checked(command), scheduler) for when in times
-        }
+        wanted = {}
+        for when in times:
+            entry = self._entry(workspace, _entry_name(when, command), when, _checked(command), scheduler)
+            wanted[when.text] = entry._replace(allowed=tuple(allowed))
 
         def put(entries: list[Entry]) -> list[Entry]:
             return [
@@ -182,6 +208,14 @@ class Schedules:
             for entry in self._entries(place)
         ]
 
+    def entries(self, workspace: str) -> list[Entry]:
+        """What is wanted in a workspace. Raises Damaged."""
+        return self._entries(os.path.abspath(workspace))
+
+    def file_of(self, workspace: str) -> str:
+        """Where that is kept, if anything is."""
+        return os.path.join(self._root, _base(os.path.abspath(workspace)), "state.json")
+
     def installed(self) -> list[tuple[str, str]]:
         """(scheduler, name) of everything of ours that the host has, wanted or not."""
         found = []
@@ -215,42 +249,40 @@ class Schedules:
         place = load("checkpoint.cron_times:zone")(zone)
         return load("checkpoint.cron_times:times")(when, after or datetime.now(UTC), place)  # type: ignore[no-any-return]
 
-    def coming(self, what: str, after: datetime | None, zone: str | None) -> list[tuple[str, datetime]]:
-        """The coming five times of an expression, or of each that is scheduled in a workspace. Raises Usage, NotFound."""
-        if os.path.isdir(what):
-            place = os.path.abspath(what)
-            texts = [entry.cron for entry in self._entries(place)]
-            if not texts:
-                raise NotFound(f"nothing is scheduled in {place}", hint="checkpoint-tool schedule list")
-        else:
-            texts = [cron.parse(what).text]
+    def coming(self, texts: Sequence[str], after: datetime | None, zone: str | None) -> list[tuple[str, datetime]]:
+        """The coming five times of each expression. Raises Usage."""
         return [(text, moment) for text in texts for moment in islice(self.times(cron.parse(text), after, zone), NEXT)]
 
     def sync(self, workspace: str | None = None) -> list[str]:
         """Make the host agree with what is wanted; what differed, a line each. Raises SchedulerUnavailable."""
         words = []
         for place in self._workspaces(workspace):
+            differing: list[Entry] = []
             for entry in self._entries(place):
-                state = self.table[entry.scheduler].state(_name(place, entry))
-                wanted = "".join(self.preview(place, entry).values())
-                if state.text is None:
-                    words.append(f"{place}: {entry.name} was missing in {entry.scheduler}")
-                elif state.text != wanted:
-                    words.append(f"{place}: {entry.name} in {entry.scheduler} was not as it is wanted")
-                elif not state.running:
-                    words.append(f"{place}: {entry.name} in {entry.scheduler} stood still")
-                if self._elsewhere(place, entry):
-                    words.append(f"{place}: {entry.name} was in {', '.join(self._elsewhere(place, entry))} as well")
-            before = len(words)
+                differences = list(self._differences(place, entry))
+                words += [f"{place}: {entry.name} {difference}" for difference in differences]
+                differing += [entry] if differences else []
             names = {_name(place, entry) for entry in self._entries(place)}
             prefix = _base(place) + "-"
-            stray = [(where, name) for where, name in self.installed() if name.startswith(prefix) and name not in names]
-            for where, name in stray:
-                self.table[where].disable(name)
-                words.append(f"{place}: {name} in {where} is wanted by nobody")
-            if words[:before] or stray:
-                self._change(place, lambda entries: entries, again=True)
+            for where, name in self.installed():
+                if name.startswith(prefix) and name not in names:
+                    self.table[where].disable(name)
+                    words.append(f"{place}: {name} in {where} is wanted by nobody")
+            if differing:
+                self._change(place, lambda entries: entries, again=differing)
         return words
+
+    def _differences(self, place: str, entry: Entry) -> Iterator[str]:
+        state = self.table[entry.scheduler].state(_name(place, entry))
+        if state.text is None:
+            yield f"was missing in {entry.scheduler}"
+        elif state.text != "".join(self.preview(place, entry).values()) or sha256(state.text) != entry.sha256:
+            yield f"in {entry.scheduler} was not as it is wanted"
+        elif not state.running:
+            yield f"in {entry.scheduler} stood still"
+        elsewhere = self._elsewhere(place, entry)
+        if elsewhere:
+            yield f"was in {', '.join(elsewhere)} as well"
 
     def undo(self) -> None:
         """Put the crontab back as it was before our last change. Raises SchedulerUnavailable."""
@@ -266,6 +298,8 @@ class Schedules:
         for place in places:
             try:
                 problems += self._problems(place)
+            except Damaged as error:
+                self._unreadable[_base(place)] = self._broken(os.path.join(self._root, _base(place)), error)
             except CheckpointError as error:
                 problems.append(Problem(place, "", error.message, error.hint or "checkpoint-tool schedule list"))
         return problems + self.unreadable
@@ -294,8 +328,9 @@ class Schedules:
             raise SchedulerUnavailable(f"{scheduler} cannot be used here: {reason}", hint="checkpoint-tool schedule doctor")
         return Entry(name, when.text, command, scheduler, timestamp(utc_now()))
 
-    def _change(self, workspace: str, put: Callable[[list[Entry]], list[Entry]], *, again: bool = False) -> list[Entry]:
-        """Change what is wanted in a workspace, then the host; if that fails, both are as they were."""
+    def _change(self, workspace: str, put: Callable[[list[Entry]], list[Entry]], *, again: Sequence[Entry] = ()) -> list[Entry]:
+        """Change what is wanted in a workspace, then the host; if that fails, both are as they were. ``again``: entries that
+        are written anew although they are there already."""
         place = os.path.abspath(workspace)
         folder = StateFolder(os.path.join(self._root, _base(place)), SCHEDULES_SCHEMA)
         with folder.locked(_LOCK_WAIT_S):
@@ -304,12 +339,12 @@ class Schedules:
             names = [entry.name for entry in wanted]
             assert len(names) == len(set(names))
             for entry in wanted:
-                if entry not in before or again:
+                if entry not in before or entry in again:
                     self.preview(place, entry)  # what cannot be said must not be half done
                     _refuse_as_another(place, self.table[entry.scheduler])
             folder.write(_document(place, wanted))
             try:
-                after = [entry if entry in before and not again else self._enable(place, entry) for entry in wanted]
+                after = [self._enable(place, entry) if entry not in before or entry in again else entry for entry in wanted]
             except CheckpointError:
                 folder.write(_document(place, before))
                 raise
@@ -364,10 +399,15 @@ class Schedules:
                     found.append(str(fields["workspace"]))
             except CheckpointError as error:
                 # One that cannot be read must not hide the others.
-                aside = f"mv {shlex.quote(path)}/state.json {shlex.quote(path)}/state.json.bad"
-                mend = f"{aside} && checkpoint-tool schedule install WORKSPACE"
-                self.unreadable.append(Problem("", name, error.message, mend))
+                self._unreadable[name] = self._broken(path, error)
         return found
+
+    @staticmethod
+    def _broken(path: str, error: CheckpointError) -> Problem:
+        """About a schedule file that cannot be read. What it holds, which workspace too, is not known."""
+        aside = f"mv {shlex.quote(path)}/state.json {shlex.quote(path)}/state.json.bad"
+        mend = f"{aside} && checkpoint-tool schedule install WORKSPACE"
+        return Problem("", os.path.basename(path), error.message, mend)
 
     def _entries(self, place: str) -> list[Entry]:
         path = os.path.join(self._root, _base(place))
@@ -421,6 +461,7 @@ class Schedules:
                 yield Problem(place, entry.name, "its timer has no next run", sync)
             for other in self._elsewhere(place, entry):
                 yield Problem(place, entry.name, f"it is scheduled in {entry.scheduler}, and in {other} too", sync)
+            yield from _exposed(place, entry, state.text)
             if entry.selfcheck:
                 yield from _late(place, entry)
                 if entry.scheduler == "cron" and "--notify stdout" in state.text and load("checkpoint.crontab:is_mute")():
@@ -451,6 +492,17 @@ def _refuse_as_another(place: str, scheduler: Scheduler) -> None:
             f"{owner} cannot run checkpoint-tool by {sys.executable}: install it where {owner} can",
             hint=as_user(sudo_name(uid), [sys.executable, "-P", "-m", "checkpoint", "--version"]),
         )
+
+
+def _exposed(place: str, entry: Entry, text: str) -> Iterator[Problem]:
+    """A credential in what is installed, by the names of the rules; others read a crontab and a unit."""
+    hits = secrets.find({"text": text, "command": list(entry.command)}, "$")
+    rules = [rule for rule in dict.fromkeys(hit.rule for hit in hits) if rule not in entry.allowed]
+    if not rules:
+        return
+    words = f"what looks like a secret stands in it ({', '.join(rules)}): schedule it with ${{file:PATH}} or @FILE instead"
+    what = () if entry.selfcheck else (entry.name,)
+    yield Problem(place, entry.name, words, shlex.join(["checkpoint-tool", "schedule", "remove", place, *what]))
 
 
 def _as_another(place: str, entry: Entry, owner: int) -> Problem:
@@ -558,10 +610,17 @@ def _read(folder: StateFolder) -> list[Entry]:
     if fields is None:
         return []
     try:
-        return [Entry(**dict(item) | {"command": tuple(item["command"])}) for item in fields["entries"]]
+        return [
+            Entry(**dict(item) | {"command": tuple(item["command"]), "allowed": tuple(item.get("allowed", ()))})
+            for item in fields["entries"]
+        ]
     except (KeyError, TypeError) as error:
         raise Damaged(f"{folder.path}/state.json holds what was never written", kind="schema") from error
 
 
 def _document(place: str, entries: Sequence[Entry]) -> dict[str, Any]:
-    return {"workspace": place, "entries": [entry._asdict() | {"command": list(entry.command)} for entry in entries]}
+    items = [entry._asdict() | {"command": list(entry.command), "allowed": list(entry.allowed)} for entry in entries]
+    for item in items:
+        if not item["allowed"]:
+            del item["allowed"]  # versions that do not know it read the others
+    return {"workspace": place, "entries": items}

@@ -20,7 +20,7 @@ from proof import WHOLE, scratch, tried
 
 DISK, FILE, FLOCK = "checkpoint/store/disk.py", "checkpoint/store/file.py", "checkpoint/store/flock.py"
 MODEL, CODEC, PROCESS = "checkpoint/model.py", "checkpoint/codec.py", "checkpoint/process.py"
-CRONTAB, SCHEDULE = "checkpoint/crontab.py", "checkpoint/schedule.py"
+CRONTAB, SCHEDULE, HOST = "checkpoint/crontab.py", "checkpoint/schedule.py", "checkpoint/cli/host.py"
 FOLLOWUP, COMMAND, SECRETS = "checkpoint/followup.py", "checkpoint/command.py", "checkpoint/secrets.py"
 
 # The methods, by the tests that a bug is shown to: arguments of pytest. Each takes less than a minute.
@@ -40,6 +40,12 @@ METHODS = {
     "processes": ["tests/test_process.py"],
     "store contract": ["tests/test_store.py"],
     "crontab": ["tests/test_schedule_cli.py", "-k", "another_program or each_cron or gives_the_shell"],
+    "schedule words": [
+        "tests/test_schedule_cli.py",
+        "-k",
+        "may_be_either or only_what_differs or said_once or allowed_secret or no_secret_is",
+    ],
+    "rights": ["tests/test_rights.py", "-k", "one_directory or update or record_of_root or refused"],
     "units": ["tests/test_schedule_cli.py", "-k", "leave_something_running"],
     "incidents": ["tests/test_followup.py", "-k", "said_once or channel_that_fails or three_days"],
 }
@@ -142,6 +148,48 @@ MUTANTS = {
         "systemd/checkpoint-command.service",
         "KillMode=process",
         "KillMode=control-group",
+    ),
+    "sync writes what did not differ": Mutant(
+        "schedules: sync writes only what differs",
+        "schedule words",
+        SCHEDULE,
+        "entries: entries, again=differing)",
+        "entries: entries, again=self._entries(place))",
+    ),
+    "a word that may be either is taken for one": Mutant(
+        "schedules: what may be meant in two ways is refused",
+        "schedule words",
+        HOST,
+        "    if place and (here or expression):",
+        "    if False:",
+    ),
+    "options of a scheduled self-check are not screened": Mutant(
+        "schedules: no secret is written",
+        "schedule words",
+        HOST,
+        "_screen(workspace, allow_secret, options=options)",
+        "_screen(workspace, allow_secret)",
+    ),
+    "root makes directories in the workspace of another": Mutant(
+        "rights: nothing is made in the workspace of another user",
+        "rights",
+        DISK,
+        '            load("checkpoint.store.rights:refuse_making")(path, above)\n',
+        "",
+    ),
+    "root writes in the store of another": Mutant(
+        "rights: nothing is made in the workspace of another user",
+        "rights",
+        DISK,
+        "        if self.owner != os.geteuid():\n            raise load",
+        "        if False:\n            raise load",
+    ),
+    "root's crontab runs in the workspace of another": Mutant(
+        "rights: a schedule runs as the owner or is refused",
+        "rights",
+        SCHEDULE,
+        "    if not scheduler.as_owner:\n        raise SchedulerUnavailable(",
+        "    if False:\n        raise SchedulerUnavailable(",
     ),
     "the crontab is not read again before it is written": Mutant(
         "schedules: what another program writes meanwhile is kept",

@@ -28,6 +28,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from checkpoint import cron
+from checkpoint.codec import canonical_sha256
 from checkpoint.schedule import Entry, Schedules
 
 CRONTAB = """\
@@ -1420,3 +1421,160 @@ def test_a_folder_that_no_unit_can_name_is_refused(host: Host) -> None:
     (host.path / "end\\").mkdir()
     done = host.schedule("install", "end\\", "--print", "--with", "systemd")
     assert (done.code, "rename the folder" in done.err) == (2, True)
+
+
+# The workspace left out, and words that may be either
+
+
+def test_the_workspace_may_be_left_out(host: Host) -> None:
+    cron = ["--with", "cron", "--name"]
+    ok(host.schedule("add", "5 4 * * *", *cron, "nightly", "--", "echo", ".", "@daily"))
+    ok(host.schedule("add", "6 4 * * *", ".", *cron, "swapped", "--", "true"))
+    ok(host.schedule("add", "@daily", *cron, "daily", "--", "true"))
+    rows = {row["name"]: (row["workspace"], row["cron"], row["command"]) for row in host.remembered()}
+    here = str(host.path)
+    assert rows == {
+        "nightly": (here, "5 4 * * *", ["echo", ".", "@daily"]),
+        "swapped": (here, "6 4 * * *", ["true"]),
+        "daily": (here, "0 0 * * *", ["true"]),
+    }
+    for verb in ("list", "status", "next"):
+        (row,) = {row.get("name") or row["cron"] for row in ok(host.schedule(verb, "nightly", "--json")).lines}
+        assert row in ("nightly", "5 4 * * *")
+        assert ok(host.schedule(verb, ".", "nightly")).out == ok(host.schedule(verb, "nightly")).out
+    assert len(ok(host.schedule("next", "--json")).lines) == 15
+    assert [row["name"] for row in ok(host.schedule("list", "6 4 * * *", "--json")).lines] == ["swapped"]
+    ok(host.schedule("remove", "nightly"))
+    ok(host.schedule("remove", "6 4 * * *"))
+    ok(host.schedule("remove", "@daily"))
+    assert host.remembered() == []
+    ok(host.schedule("set", '["1 1 * * *", "@weekly"]', "--with", "cron", "--", "echo", "[]"))
+    assert {row["cron"] for row in host.remembered()} == {"1 1 * * *", "0 0 * * 0"}
+    ok(host.schedule("set", "[]"))
+    ok(host.schedule("install", "--with", "cron", "--", "--threshold", "15m"))
+    ok(host.schedule("remove", here))
+    assert host.remembered() == []
+
+
+def test_a_word_that_may_be_either_is_refused_naming_both(host: Host) -> None:
+    ok(host.schedule("add", ".", "5 4 * * *", "--name", "nightly", "--with", "cron", "--", "true"))
+    ok(host.schedule("add", ".", "@daily", "--name", "daily", "--with", "cron", "--", "true"))
+    for name in ("nightly", "@daily"):
+        (host.path / name).mkdir()
+        for verb in ("remove", "list", "status", "next"):
+            done = host.schedule(verb, name)
+            refused(done, 2, f"schedule {verb} ./{name} for the directory", f"schedule {verb} . {name}")
+    assert len(host.remembered()) == 2
+    refused(host.schedule("remove", "./nightly"), 10)
+    ok(host.schedule("remove", ".", "nightly"))
+    # An EXPR is needed here, so that it can be nothing else.
+    ok(host.schedule("add", "@daily", "--name", "x", "--with", "cron", "--", "echo"))
+    assert {row["name"] for row in host.remembered()} == {"daily", "x"}
+    ok(host.schedule("install", "@daily", "--with", "cron"))
+    ok(host.schedule("remove", "./@daily"))
+
+
+def test_words_that_are_neither_are_said(host: Host) -> None:
+    for verb in ("list", "status", "sync", "doctor", "remove"):
+        refused(host.schedule(verb, "nowhere"), 10, "nowhere")
+    refused(host.schedule("next", "nowhere"), 2, "fields")
+    refused(host.schedule("add", "61 * * * *", "--with", "cron", "--", "true"), 2, "minute")
+    refused(host.schedule("add", ".", "--with", "cron", "--", "true"), 2, "EXPR is missing")
+    refused(host.schedule("set", ".", "--with", "cron", "--", "true"), 2, "is missing")
+    refused(host.schedule("add", ".", "@daily", "x", "--with", "cron", "--", "true"), 2, "stands before --")
+    refused(host.schedule("install", "0 3 * * *"), 2, "schedule install --cron '0 3 * * *'")
+    refused(host.schedule("list", "0", "3", "*"), 2, "quotes")
+    assert not host.tab.exists()
+
+
+# What differs, and only that
+
+
+def test_sync_writes_only_what_differs(host: Host) -> None:
+    other = host.path.parent / "other"
+    other.mkdir()
+    for place in (host.path, other):
+        ok(host.schedule("install", str(place), "--with", "cron"))
+        ok(host.schedule("add", str(place), "@daily", "--name", "n", "--with", "cron", "--", "true"))
+    host.tab.write_bytes(host.tab.read_bytes().replace(b"*/10", b"*/20", 1))
+    states = {path: path.stat().st_mtime_ns for path in host.home.rglob("state.json")}
+    (host.bin / "calls").unlink()
+    (line,) = ok(host.schedule("sync")).out.splitlines()
+    assert line.startswith(f"{host.path}: selfcheck ")
+    writes = [call for call in (host.bin / "calls").read_text().splitlines() if call != "-l"]
+    assert writes == ["-"], "one entry in one workspace"
+    changed = [path for path, at in states.items() if path.stat().st_mtime_ns != at]
+    assert len(changed) == 1, "the record of the other workspace is left alone"
+    assert ok(host.schedule("sync")).out == ""
+
+
+def test_a_broken_schedule_file_is_said_once(host: Host) -> None:
+    ok(host.schedule("install", "--with", "cron"))
+    (damaged,) = host.home.rglob("*work-*/state.json")
+    damaged.write_text("{")
+    for argv in (["list"], ["list", "--installed"], ["status"], ["sync"]):
+        done = ok(host.schedule(*argv))
+        assert done.err.count("is damaged") == 1, done
+    for argv in (["doctor"], ["doctor", "."]):
+        done = host.schedule(*argv)
+        assert (done.code, (done.out + done.err).count("is damaged")) == (18, 1), done
+        assert "state.json.bad && checkpoint-tool schedule install" in done.out
+
+
+# Secrets
+
+TOKEN = "ghp_" + "0123456789abcdefghijabcdefghij012345"
+
+
+def test_no_secret_is_written(host: Host, tmp_path: Path) -> None:
+    url = "https://u:S3cretPassw0rd99@ops.example.org/x"
+    secret_folder = host.path / TOKEN
+    secret_folder.mkdir()
+    cron = ["--with", "cron"]
+    calls = [
+        (["install", *cron, "--", "--notify", url], {}),
+        (["install", "--print", *cron, "--", "--notify", url], {}),
+        (["install", "--with", "systemd", "--", f"--notify={url}"], {}),
+        (["install", *cron, "--", "--ping", url], {}),
+        (["add", "@daily", *cron, "--", "curl", url], {}),
+        (["add", ".", "@daily", *cron, "--", "env", f"GITHUB_TOKEN={TOKEN}", "true"], {}),
+        (["add", ".", "@daily", "--name", TOKEN, *cron, "--", "true"], {}),
+        (["add", ".", "@daily", *cron, "--", "true"], {"PATH": f"{host.env['PATH']}:/opt/{TOKEN}/bin"}),
+        (["set", '["@daily"]', *cron, "--", "curl", url], {}),
+        (["install", str(secret_folder), *cron], {}),
+        (["migrate", ".", str(secret_folder)], {}),
+    ]
+    for argv, env in calls:
+        done = host.schedule(*argv, **env)
+        refused(done, 16)
+        assert TOKEN not in done.out + done.err, argv
+        assert "S3cret" not in done.out + done.err, argv
+    assert not host.tab.exists()
+    assert not host.units.exists()
+    assert not any(path.is_file() for path in host.home.rglob("*"))
+    assert "${file:PATH}" in host.schedule(*calls[0][0]).err
+    # Where it is kept elsewhere, its place is named.
+    (tmp_path / "url").write_text(url)
+    for notify in ("https://${USER}:${PASSWORD}@ops.example.org/x", f"@{tmp_path}/url", "https://u:${file:/etc/p}@h/"):
+        ok(host.schedule("install", *cron, "--", "--notify", notify))
+    assert host.problems() == []
+
+
+def test_an_allowed_secret_is_written_and_known_for_one(host: Host) -> None:
+    url = "https://u:S3cretPassw0rd99@ops.example.org/x"
+    ok(host.schedule("install", "--with", "cron", "--allow-secret", "url-password", "--", "--notify", url))
+    assert url in host.tab.read_text()
+    assert host.problems() == []
+    (state,) = host.home.rglob("*work-*/state.json")
+    allowed = json.loads(state.read_text())
+    assert allowed["entries"][0]["allowed"] == ["url-password"]
+    # As an older version wrote it, which screened nothing.
+    fields = {name: value for name, value in allowed.items() if name != "digest"}
+    del fields["entries"][0]["allowed"]
+    fields["digest"] = canonical_sha256(fields)
+    state.write_text(json.dumps(fields))
+    (problem,) = host.problems()
+    assert "url-password" in problem["words"]
+    assert "S3cret" not in json.dumps(problem)
+    ok(host.schedule(*problem["mend"].split()[2:]))
+    assert host.problems() == []
