@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from checkpoint._load import data_path
+from checkpoint._load import data_path, load
 from checkpoint.codec import parse
 from checkpoint.errors import Conflict, InvalidTransition, StoreUnavailable, Usage
 
@@ -96,6 +96,10 @@ def plan(folder: str, targets: Iterable[str], store: str | None, *, remove: bool
 
 def apply(folder: str, changes: Iterable[Change]) -> None:
     """Do what was planned, each file at once. Raises Conflict where a file was changed meanwhile, StoreUnavailable."""
+    changes = list(changes)
+    owner = load("checkpoint.store.rights:another_owner")(folder)
+    if owner is not None and any(change.changes and change.old is None for change in changes):
+        raise load("checkpoint.store.rights:refusal")(folder, owner)
     for change in changes:
         if not change.changes:
             continue

@@ -7,14 +7,16 @@ from typing import ClassVar
 
 
 class CheckpointError(Exception):
-    """Base of all errors. ``exit_code``: the process status; ``hint``: a complete command, or an empty string."""
+    """Base of all errors. ``exit_code``: the process status; ``hint``: a complete command, or an empty string; ``as_user``:
+    the user as whom the same command works, or an empty string."""
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", as_user: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.as_user = as_user
 
     @property
     def name(self) -> str:
@@ -129,8 +131,8 @@ class StoreUnavailable(CheckpointError):
 
     exit_code = 17
 
-    def __init__(self, message: str, *, hint: str = "", applied: bool = False) -> None:
-        super().__init__(message, hint=hint)
+    def __init__(self, message: str, *, hint: str = "", applied: bool = False, as_user: str = "") -> None:
+        super().__init__(message, hint=hint, as_user=as_user)
         self.applied = applied
 
 

@@ -80,6 +80,7 @@ class FollowUp:
         self._say = say
         self._material = material
         self._events: list[Mapping[str, Any]] = []
+        self._told_unrecorded = False
         self._host = os.uname().nodename
         self._names = tuple(channel.name for channel in settings.channels)
         self._place = settings.place.path
@@ -96,7 +97,7 @@ class FollowUp:
                 folder.write(incident.to_document(ledger))
                 ledger = self._tell(ledger, changes, save=folder)
         except CheckpointError as error:
-            self._fail(self._place, error.message)
+            self._unrecorded(self._place, error)
             self._before = self._peek()
             # That this was told cannot be remembered, so what is new is told at each run: better than never.
             ledger = self._tell(*self._fold(), save=None)
@@ -228,7 +229,19 @@ class FollowUp:
                 within = self._settings.place.within if place == self._place else os.path.dirname(place)
                 StateFolder(place, within=within).stamp(self.report.at, self._settings.period_s)
             except CheckpointError as error:
-                self._fail(place, error.message)
+                if place == self._place or not error.as_user:
+                    self._unrecorded(place, error)
+
+    def _unrecorded(self, path: str, error: CheckpointError) -> None:
+        """A record that could not be kept is a finding; in the workspace of another user it is not to be kept."""
+        if not error.as_user:
+            self._fail(path, error.message)
+        elif not self._told_unrecorded:
+            self._told_unrecorded = True
+            option, places = ("--root", self._settings.roots) if self._settings.roots else ("--store", self.report.stores)
+            argv = ["checkpoint-selfcheck", *(word for place in places for word in (option, place))]
+            command = load("checkpoint.store.rights:as_user")(error.as_user, argv)
+            self._say(f"no record is kept: {error.message} (try: {command}; or --state names a directory of your own)")
 
     def _fail(self, path: str, detail: str) -> None:
         self._say(detail)

@@ -10,6 +10,7 @@ from os.path import abspath, dirname, expanduser, isdir, isfile, join
 from typing import Any
 
 from checkpoint import incident, notify, process
+from checkpoint._load import load
 from checkpoint.codec import timestamp
 from checkpoint.errors import CheckpointError, NotFound, Usage
 from checkpoint.followup import Settings
@@ -64,9 +65,10 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         else:
             _change(verb, options, place)
     except CheckpointError as error:
-        process.write_stderr(
-            text.escape(f"{PROGRAM} {verb}: {error.message}" + (f" (try: {error.hint})" if error.hint else ""))
-        )
+        hint = error.hint
+        if error.as_user:
+            hint = load("checkpoint.store.rights:as_user")(error.as_user, [PROGRAM, *argv])
+        process.write_stderr(text.escape(f"{PROGRAM} {verb}: {error.message}" + (f" (try: {hint})" if hint else "")))
         return 3
     return 0
 

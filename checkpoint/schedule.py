@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, NamedTuple
 
-from checkpoint import cron, programs, worktree
+from checkpoint import cron, programs, secrets, worktree
 from checkpoint._load import load
 from checkpoint.api import Checkpoints
 from checkpoint.codec import timestamp
@@ -20,6 +20,7 @@ from checkpoint.model import NAME
 from checkpoint.scheduler import ORDER, Scheduler, State, SystemdScheduler, Thing, sha256, table
 from checkpoint.store import DEFAULT_STORE, utc_now
 from checkpoint.store.disk import Folder
+from checkpoint.store.rights import as_user, name_of, other_owner_of_workspace, rightful_owner, strayed, sudo_name
 from checkpoint.store.state import SCHEDULES_SCHEMA, StateFolder, last_check
 
 SELFCHECK = "selfcheck"
@@ -31,7 +32,8 @@ _MAC_PROTECTED = ("Desktop", "Documents", "Downloads")
 
 class Entry(NamedTuple):
     """One wanted schedule. ``command``: of the user's; for the self-check its further options. ``since``: when it was asked
-    for, RFC 3339; ``sha256`` and ``python``: of what was written for it, and the interpreter in it; empty until then."""
+    for, RFC 3339; ``sha256`` and ``python``: of what was written for it, and the interpreter in it; empty until then.
+    ``allowed``: rules of secrets that were allowed in it."""
 
     name: str
     cron: str
@@ -40,6 +42,7 @@ class Entry(NamedTuple):
     since: str
     sha256: str = ""
     python: str = ""
+    allowed: tuple[str, ...] = ()
 
     @property
     def selfcheck(self) -> bool:
@@ -77,28 +80,44 @@ class Schedules:
     def __init__(self, root: str, home: str, environ: Mapping[str, str]) -> None:
         self._root = root
         self._home = home
-        self.unreadable: list[Problem] = []
+        self._unreadable: dict[str, Problem] = {}
         self.table: dict[str, Scheduler] = table(self._kept, home, environ)
+
+    @property
+    def unreadable(self) -> list[Problem]:
+        """The schedule files that could not be read so far, each once."""
+        return list(self._unreadable.values())
 
     # --- what is wanted ----------------------------------------------------------------------------------------------
 
-    def install(self, workspace: str, when: Cron, options: Sequence[str], scheduler: str | None) -> Entry:
+    def install(
+        self, workspace: str, when: Cron, options: Sequence[str], scheduler: str | None, allowed: Sequence[str] = ()
+    ) -> Entry:
         """Have the self-check of a workspace run. Raises Usage, SchedulerUnavailable; then nothing is changed."""
-        wanted = self._entry(SELFCHECK, when, tuple(options), scheduler)
+        wanted = self._entry(workspace, SELFCHECK, when, tuple(options), scheduler)._replace(allowed=tuple(allowed))
 
         def put(entries: list[Entry]) -> list[Entry]:
             return [_kept_since(entries, wanted), *(entry for entry in entries if not entry.selfcheck)]
 
         return self._change(workspace, put)[0]
 
-    def add(self, workspace: str, when: Cron, command: Sequence[str], name: str | None, scheduler: str | None) -> Entry:
+    def add(
+        self,
+        workspace: str,
+        when: Cron,
+        command: Sequence[str],
+        name: str | None,
+        scheduler: str | None,
+        allowed: Sequence[str] = (),
+    ) -> Entry:
         """Have a command run in a workspace. The same again changes nothing.
 
         Raises Usage, SchedulerUnavailable, Conflict (the name is taken); then nothing is changed.
         """
         if name == SELFCHECK:
             raise Usage("the name selfcheck is that of the self-check: checkpoint-tool schedule install")
-        wanted = self._entry(name or _entry_name(when, command), when, _checked(command), scheduler)
+        wanted = self._entry(workspace, name or _entry_name(when, command), when, _checked(command), scheduler)
+        wanted = wanted._replace(allowed=tuple(allowed))
 
         def put(entries: list[Entry]) -> list[Entry]:
             for entry in entries:
@@ -116,9 +135,19 @@ class Schedules:
         entries = self._change(workspace, put)
         return next(e for e in entries if (e.cron, e.command) == (wanted.cron, wanted.command) and not e.selfcheck)
 
-    def replace(self, workspace: str, times: Sequence[Cron], command: Sequence[str], scheduler: str | None) -> list[Entry]:
+    def replace(
+        self,
+        workspace: str,
+        times: Sequence[Cron],
+        command: Sequence[str],
+        scheduler: str | None,
+        allowed: Sequence[str] = (),
+    ) -> list[Entry]:
         """Make the commands of a workspace exactly these. Raises as ``add``."""
-        wanted = {when.text: self._entry(_entry_name(when, command), when, _checked(command), scheduler) for when in times}
+        wanted = {}
+        for when in times:
+            entry = self._entry(workspace, _entry_name(when, command), when, _checked(command), scheduler)
+            wanted[when.text] = entry._replace(allowed=tuple(allowed))
 
         def put(entries: list[Entry]) -> list[Entry]:
             return [
@@ -161,11 +190,13 @@ class Schedules:
         """Path -> content of what would be written for an entry. Raises Usage."""
         return self.table[entry.scheduler].written(_thing(os.path.abspath(workspace), entry, self.table[entry.scheduler]))
 
-    def self_check(self, when: Cron, options: Sequence[str], scheduler: str | None, *, anywhere: bool = False) -> Entry:
+    def self_check(
+        self, workspace: str, when: Cron, options: Sequence[str], scheduler: str | None, *, anywhere: bool = False
+    ) -> Entry:
         """The entry that ``install`` would make. ``anywhere``: also for a scheduler that is not here."""
         if anywhere and scheduler in self.table:
             return Entry(SELFCHECK, when.text, tuple(options), scheduler, "")
-        return self._entry(SELFCHECK, when, tuple(options), scheduler)
+        return self._entry(workspace, SELFCHECK, when, tuple(options), scheduler)
 
     # --- what there is -----------------------------------------------------------------------------------------------
 
@@ -176,6 +207,14 @@ class Schedules:
             for place in self._workspaces(workspace)
             for entry in self._entries(place)
         ]
+
+    def entries(self, workspace: str) -> list[Entry]:
+        """What is wanted in a workspace. Raises Damaged."""
+        return self._entries(os.path.abspath(workspace))
+
+    def file_of(self, workspace: str) -> str:
+        """Where that is kept, if anything is."""
+        return os.path.join(self._root, _base(os.path.abspath(workspace)), "state.json")
 
     def installed(self) -> list[tuple[str, str]]:
         """(scheduler, name) of everything of ours that the host has, wanted or not."""
@@ -210,42 +249,40 @@ class Schedules:
         place = load("checkpoint.cron_times:zone")(zone)
         return load("checkpoint.cron_times:times")(when, after or datetime.now(UTC), place)  # type: ignore[no-any-return]
 
-    def coming(self, what: str, after: datetime | None, zone: str | None) -> list[tuple[str, datetime]]:
-        """The coming five times of an expression, or of each that is scheduled in a workspace. Raises Usage, NotFound."""
-        if os.path.isdir(what):
-            place = os.path.abspath(what)
-            texts = [entry.cron for entry in self._entries(place)]
-            if not texts:
-                raise NotFound(f"nothing is scheduled in {place}", hint="checkpoint-tool schedule list")
-        else:
-            texts = [cron.parse(what).text]
+    def coming(self, texts: Sequence[str], after: datetime | None, zone: str | None) -> list[tuple[str, datetime]]:
+        """The coming five times of each expression. Raises Usage."""
         return [(text, moment) for text in texts for moment in islice(self.times(cron.parse(text), after, zone), NEXT)]
 
     def sync(self, workspace: str | None = None) -> list[str]:
         """Make the host agree with what is wanted; what differed, a line each. Raises SchedulerUnavailable."""
         words = []
         for place in self._workspaces(workspace):
+            differing: list[Entry] = []
             for entry in self._entries(place):
-                state = self.table[entry.scheduler].state(_name(place, entry))
-                wanted = "".join(self.preview(place, entry).values())
-                if state.text is None:
-                    words.append(f"{place}: {entry.name} was missing in {entry.scheduler}")
-                elif state.text != wanted:
-                    words.append(f"{place}: {entry.name} in {entry.scheduler} was not as it is wanted")
-                elif not state.running:
-                    words.append(f"{place}: {entry.name} in {entry.scheduler} stood still")
-                if self._elsewhere(place, entry):
-                    words.append(f"{place}: {entry.name} was in {', '.join(self._elsewhere(place, entry))} as well")
-            before = len(words)
+                differences = list(self._differences(place, entry))
+                words += [f"{place}: {entry.name} {difference}" for difference in differences]
+                differing += [entry] if differences else []
             names = {_name(place, entry) for entry in self._entries(place)}
             prefix = _base(place) + "-"
-            stray = [(where, name) for where, name in self.installed() if name.startswith(prefix) and name not in names]
-            for where, name in stray:
-                self.table[where].disable(name)
-                words.append(f"{place}: {name} in {where} is wanted by nobody")
-            if words[:before] or stray:
-                self._change(place, lambda entries: entries, again=True)
+            for where, name in self.installed():
+                if name.startswith(prefix) and name not in names:
+                    self.table[where].disable(name)
+                    words.append(f"{place}: {name} in {where} is wanted by nobody")
+            if differing:
+                self._change(place, lambda entries: entries, again=differing)
         return words
+
+    def _differences(self, place: str, entry: Entry) -> Iterator[str]:
+        state = self.table[entry.scheduler].state(_name(place, entry))
+        if state.text is None:
+            yield f"was missing in {entry.scheduler}"
+        elif state.text != "".join(self.preview(place, entry).values()) or sha256(state.text) != entry.sha256:
+            yield f"in {entry.scheduler} was not as it is wanted"
+        elif not state.running:
+            yield f"in {entry.scheduler} stood still"
+        elsewhere = self._elsewhere(place, entry)
+        if elsewhere:
+            yield f"was in {', '.join(elsewhere)} as well"
 
     def undo(self) -> None:
         """Put the crontab back as it was before our last change. Raises SchedulerUnavailable."""
@@ -254,9 +291,15 @@ class Schedules:
     def doctor(self, workspace: str | None = None) -> list[Problem]:
         """Everything because of which something would not run. Raises nothing for what it finds."""
         problems: list[Problem] = []
-        for place in self._workspaces(workspace):
+        places = self._workspaces(workspace)
+        here = os.path.abspath(".")
+        if workspace is None and here not in places and os.path.isdir(os.path.join(here, DEFAULT_STORE)):
+            places.append(here)
+        for place in places:
             try:
                 problems += self._problems(place)
+            except Damaged as error:
+                self._unreadable[_base(place)] = self._broken(os.path.join(self._root, _base(place)), error)
             except CheckpointError as error:
                 problems.append(Problem(place, "", error.message, error.hint or "checkpoint-tool schedule list"))
         return problems + self.unreadable
@@ -266,12 +309,15 @@ class Schedules:
     def _kept(self) -> Folder:
         return StateFolder(self._root, SCHEDULES_SCHEMA).folder
 
-    def _entry(self, name: str, when: Cron, command: tuple[str, ...], scheduler: str | None) -> Entry:
+    def _entry(self, workspace: str, name: str, when: Cron, command: tuple[str, ...], scheduler: str | None) -> Entry:
         if NAME.fullmatch(name) is None or len(name) > 40:
             raise Usage(f"{name!r} is no name: use 1 to 40 of a-z, 0-9, _ and -, beginning with a letter or digit")
         if scheduler is None:
             reasons = {known: self.table[known].unavailable() for known in ORDER}
             usable = [known for known in ORDER if reasons[known] is None]
+            foreign = other_owner_of_workspace(workspace) is not None
+            # For the workspace of another user first what runs as that user; else the refusal says how.
+            usable.sort(key=lambda known: foreign and not self.table[known].as_owner)
             if not usable:
                 why = "; ".join(f"{known}: {reason}" for known, reason in reasons.items())
                 raise SchedulerUnavailable(f"this host has no scheduler that can be used ({why})")
@@ -282,8 +328,9 @@ class Schedules:
             raise SchedulerUnavailable(f"{scheduler} cannot be used here: {reason}", hint="checkpoint-tool schedule doctor")
         return Entry(name, when.text, command, scheduler, timestamp(utc_now()))
 
-    def _change(self, workspace: str, put: Callable[[list[Entry]], list[Entry]], *, again: bool = False) -> list[Entry]:
-        """Change what is wanted in a workspace, then the host; if that fails, both are as they were."""
+    def _change(self, workspace: str, put: Callable[[list[Entry]], list[Entry]], *, again: Sequence[Entry] = ()) -> list[Entry]:
+        """Change what is wanted in a workspace, then the host; if that fails, both are as they were. ``again``: entries that
+        are written anew although they are there already."""
         place = os.path.abspath(workspace)
         folder = StateFolder(os.path.join(self._root, _base(place)), SCHEDULES_SCHEMA)
         with folder.locked(_LOCK_WAIT_S):
@@ -292,11 +339,12 @@ class Schedules:
             names = [entry.name for entry in wanted]
             assert len(names) == len(set(names))
             for entry in wanted:
-                if entry not in before or again:
+                if entry not in before or entry in again:
                     self.preview(place, entry)  # what cannot be said must not be half done
+                    _refuse_as_another(place, self.table[entry.scheduler])
             folder.write(_document(place, wanted))
             try:
-                after = [entry if entry in before and not again else self._enable(place, entry) for entry in wanted]
+                after = [self._enable(place, entry) if entry not in before or entry in again else entry for entry in wanted]
             except CheckpointError:
                 folder.write(_document(place, before))
                 raise
@@ -351,10 +399,15 @@ class Schedules:
                     found.append(str(fields["workspace"]))
             except CheckpointError as error:
                 # One that cannot be read must not hide the others.
-                aside = f"mv {shlex.quote(path)}/state.json {shlex.quote(path)}/state.json.bad"
-                mend = f"{aside} && checkpoint-tool schedule install WORKSPACE"
-                self.unreadable.append(Problem("", name, error.message, mend))
+                self._unreadable[name] = self._broken(path, error)
         return found
+
+    @staticmethod
+    def _broken(path: str, error: CheckpointError) -> Problem:
+        """About a schedule file that cannot be read. What it holds, which workspace too, is not known."""
+        aside = f"mv {shlex.quote(path)}/state.json {shlex.quote(path)}/state.json.bad"
+        mend = f"{aside} && checkpoint-tool schedule install WORKSPACE"
+        return Problem("", os.path.basename(path), error.message, mend)
 
     def _entries(self, place: str) -> list[Entry]:
         path = os.path.join(self._root, _base(place))
@@ -377,8 +430,12 @@ class Schedules:
                 f"macOS keeps background programs out of ~/{inside}",
                 f"mv {quoted} ~/ && checkpoint-tool schedule migrate {quoted} ~/{os.path.basename(quoted)}",
             )
+        yield from _strayed(place)
+        owner = other_owner_of_workspace(place)
         for entry in entries:
             scheduler = self.table[entry.scheduler]
+            if owner is not None and not scheduler.as_owner:
+                yield _as_another(place, entry, owner)
             reason = scheduler.unavailable()
             if reason is not None:
                 again = f"checkpoint-tool schedule {'install' if entry.selfcheck else 'remove'} {quoted}"
@@ -405,6 +462,7 @@ class Schedules:
                 yield Problem(place, entry.name, "its timer has no next run", sync)
             for other in self._elsewhere(place, entry):
                 yield Problem(place, entry.name, f"it is scheduled in {entry.scheduler}, and in {other} too", sync)
+            yield from _exposed(place, entry, state.text)
             if entry.selfcheck:
                 yield from _late(place, entry)
                 if entry.scheduler == "cron" and "--notify stdout" in state.text and load("checkpoint.crontab:is_mute")():
@@ -423,6 +481,60 @@ def _tracked(place: str) -> Iterator[Problem]:
     found = worktree.advice(store, worktree.look(store))
     if found is not None:
         yield Problem(place, "", found[0], " && ".join(found[1]))
+
+
+def _refuse_as_another(place: str, scheduler: Scheduler) -> None:
+    """Nothing is installed that can only fail. Raises SchedulerUnavailable with the user as whom it works."""
+    uid = other_owner_of_workspace(place)
+    if uid is None:
+        return
+    owner = name_of(uid)
+    if not scheduler.as_owner:
+        raise SchedulerUnavailable(
+            f"{place} belongs to {owner}, and {scheduler.name} would run this as {name_of(os.geteuid())}, which can write"
+            f" nothing there: schedule it as {owner}",
+            hint="checkpoint-tool schedule list",
+            as_user=sudo_name(uid),
+        )
+    if os.geteuid() == 0 and not load("checkpoint.scheduler:runs_as")(uid, sys.executable):
+        raise SchedulerUnavailable(
+            f"{owner} cannot run checkpoint-tool by {sys.executable}: install it where {owner} can",
+            hint=as_user(sudo_name(uid), [sys.executable, "-P", "-m", "checkpoint", "--version"]),
+        )
+
+
+def _exposed(place: str, entry: Entry, text: str) -> Iterator[Problem]:
+    """A credential in what is installed, by the names of the rules; others read a crontab and a unit."""
+    hits = secrets.find({"text": text, "command": list(entry.command)}, "$")
+    rules = [rule for rule in dict.fromkeys(hit.rule for hit in hits) if rule not in entry.allowed]
+    if not rules:
+        return
+    words = f"what looks like a secret stands in it ({', '.join(rules)}): schedule it with ${{file:PATH}} or @FILE instead"
+    what = () if entry.selfcheck else (entry.name,)
+    yield Problem(place, entry.name, words, shlex.join(["checkpoint-tool", "schedule", "remove", place, *what]))
+
+
+def _as_another(place: str, entry: Entry, owner: int) -> Problem:
+    """An entry that an older version installed in the workspace of another user."""
+    again = ["install", place] if entry.selfcheck else ["add", place, entry.cron, "--name", entry.name, "--", *entry.command]
+    remove = ["remove", place] if entry.selfcheck else ["remove", place, entry.name]
+    mend = as_user(sudo_name(owner), ["checkpoint-tool", "schedule", *again])
+    words = f"it runs as {name_of(os.geteuid())}, which can write nothing in the workspace of {name_of(owner)}"
+    return Problem(place, entry.name, words, f"{shlex.join(['checkpoint-tool', 'schedule', *remove])} && {mend}")
+
+
+def _strayed(place: str) -> Iterator[Problem]:
+    found = strayed(place)
+    owner = rightful_owner(place)
+    if found is None or owner is None:
+        return
+    path, uid = found
+    # The directory itself, where it is in one of an agent.
+    inside = os.path.relpath(path, place).split(os.sep)
+    top = os.path.join(place, *inside[: inside.index("memory") + 1])
+    sudo = () if os.geteuid() == 0 else ("sudo",)
+    words = f"{path} belongs to {name_of(uid)}, and {name_of(owner)}, to whom the workspace belongs, cannot change it"
+    yield Problem(place, "", words, shlex.join([*sudo, "chown", "-R", f"{name_of(owner)}:", top]))
 
 
 def _late(place: str, entry: Entry) -> Iterator[Problem]:
@@ -506,10 +618,17 @@ def _read(folder: StateFolder) -> list[Entry]:
     if fields is None:
         return []
     try:
-        return [Entry(**dict(item) | {"command": tuple(item["command"])}) for item in fields["entries"]]
+        return [
+            Entry(**dict(item) | {"command": tuple(item["command"]), "allowed": tuple(item.get("allowed", ()))})
+            for item in fields["entries"]
+        ]
     except (KeyError, TypeError) as error:
         raise Damaged(f"{folder.path}/state.json holds what was never written", kind="schema") from error
 
 
 def _document(place: str, entries: Sequence[Entry]) -> dict[str, Any]:
-    return {"workspace": place, "entries": [entry._asdict() | {"command": list(entry.command)} for entry in entries]}
+    items = [entry._asdict() | {"command": list(entry.command), "allowed": list(entry.allowed)} for entry in entries]
+    for item in items:
+        if not item["allowed"]:
+            del item["allowed"]  # versions that do not know it read the others
+    return {"workspace": place, "entries": items}

@@ -17,6 +17,7 @@ from checkpoint._load import data_path
 from checkpoint.cron import Cron, to_launchd, to_systemd
 from checkpoint.errors import CheckpointError, SchedulerUnavailable, StoreUnavailable, Usage
 from checkpoint.store.disk import Folder, publish
+from checkpoint.store.rights import name_of, rightful_owner
 
 _LIMIT_S = 60
 
@@ -45,10 +46,12 @@ class State(NamedTuple):
 
 
 class Scheduler(Protocol):
-    """``label``: what runs are labelled with. Every verb may raise SchedulerUnavailable."""
+    """``label``: what runs are labelled with; ``as_owner``: whether they run as the owner of the workspace, not as the user
+    who schedules them. Every verb may raise SchedulerUnavailable."""
 
     name: str
     label: str
+    as_owner: bool
 
     def unavailable(self) -> str | None:
         """Why it cannot be used here, or None."""
@@ -77,6 +80,7 @@ class CronScheduler:
 
     name = "cron"
     label = "cron"
+    as_owner = False
 
     def __init__(self, kept: Callable[[], Folder]) -> None:
         self._kept = kept
@@ -100,7 +104,7 @@ class CronScheduler:
         found = crontab.find(crontab.read() or b"", name)
         if found is None:
             return State(None)
-        text = found[1].replace(crontab._ADDED, b"").decode("utf-8", "surrogateescape")
+        text = found.replace(crontab._ADDED, b"").decode("utf-8", "surrogateescape")
         return State(text, detail=None if _cron_runs() else "no cron daemon is running")
 
     def names(self) -> list[str]:
@@ -137,6 +141,7 @@ class SystemdScheduler:
     def __init__(self, *, user: bool, home: str, environ: Mapping[str, str]) -> None:
         self.name = "systemd" if user else "systemd-system"
         self._user = user
+        self.as_owner = not user
         config = environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
         data = environ.get("XDG_DATA_HOME") or os.path.join(home, ".local/share")
         self._units = os.path.join(config, "systemd/user") if user else "/etc/systemd/system"
@@ -330,6 +335,7 @@ class LaunchdScheduler:
 
     name = "launchd"
     label = "launchd"
+    as_owner = False
 
     def __init__(self, *, home: str) -> None:
         self._agents = os.path.join(home, "Library/LaunchAgents")
@@ -347,6 +353,8 @@ class LaunchdScheduler:
             "WorkingDirectory": _printable(thing.workspace),
             "StartCalendarInterval": to_launchd(thing.cron),
             "RunAtLoad": thing.selfcheck,
+            # launchd would end what is left in the process group when the command ends.
+            "AbandonProcessGroup": not thing.selfcheck,
             "EnvironmentVariables": {"PATH": _path()},
             "StandardOutPath": os.path.join(self._logs, f"{thing.name}.out"),
             "StandardErrorPath": os.path.join(self._logs, f"{thing.name}.err"),
@@ -426,15 +434,37 @@ def sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
+def runs_as(uid: int, python: str) -> bool:
+    """Whether that user can run this program by that interpreter. For root to ask."""
+    try:
+        group = getpwuid(uid).pw_gid
+    except KeyError:
+        group = uid
+    argv = [python, "-P", "-c", "import checkpoint"]
+    try:
+        done = subprocess.run(
+            argv,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_LIMIT_S,
+            check=False,
+            user=uid,
+            group=group,
+            extra_groups=[],
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return done.returncode == 0
+
+
 def _path() -> str:
     return os.environ.get("PATH") or os.defpath
 
 
 def _owner(workspace: str) -> str:
-    try:
-        return getpwuid(os.stat(workspace).st_uid).pw_name
-    except (OSError, KeyError):
-        return getpwuid(os.geteuid()).pw_name
+    uid = rightful_owner(workspace)
+    return name_of(os.geteuid() if uid is None else uid)
 
 
 def _publish(path: str, content: str) -> None:

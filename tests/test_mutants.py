@@ -22,6 +22,7 @@ DISK, FILE, FLOCK = "checkpoint/store/disk.py", "checkpoint/store/file.py", "che
 MODEL, CODEC, PROCESS = "checkpoint/model.py", "checkpoint/codec.py", "checkpoint/process.py"
 LIVENESS, API = "checkpoint/liveness.py", "checkpoint/api.py"
 LOAD, PROGRAMS = "checkpoint/_load.py", "checkpoint/programs.py"
+CRONTAB, SCHEDULE, HOST = "checkpoint/crontab.py", "checkpoint/schedule.py", "checkpoint/cli/host.py"
 FOLLOWUP, COMMAND, SECRETS = "checkpoint/followup.py", "checkpoint/command.py", "checkpoint/secrets.py"
 
 # The methods, by the tests that a bug is shown to: arguments of pytest. Each takes less than a minute.
@@ -57,6 +58,14 @@ METHODS = {
     ],
     "first calls": ["tests/test_first_calls.py", "-k", "eight_threads and (list or names)"],
     "working directory": ["tests/test_working_directory.py", "-k", "handed or in_pythonpath or given or not_sought"],
+    "crontab": ["tests/test_schedule_cli.py", "-k", "another_program or each_cron or gives_the_shell"],
+    "schedule words": [
+        "tests/test_schedule_cli.py",
+        "-k",
+        "may_be_either or only_what_differs or said_once or allowed_secret or no_secret_is",
+    ],
+    "rights": ["tests/test_rights.py", "-k", "one_directory or update or record_of_root or refused"],
+    "units": ["tests/test_schedule_cli.py", "-k", "leave_something_running"],
     "incidents": ["tests/test_followup.py", "-k", "said_once or channel_that_fails or three_days"],
 }
 
@@ -151,6 +160,76 @@ MUTANTS = {
         FLOCK,
         "        raise next((cause for cause in error.args if isinstance(cause, OSError)), OSError(str(error))) from error\n",
         "        return False\n",
+    ),
+    "a unit ends all that its command left running": Mutant(
+        "schedules: a service that a command starts goes on",
+        "units",
+        "systemd/checkpoint-command.service",
+        "KillMode=process",
+        "KillMode=control-group",
+    ),
+    "sync writes what did not differ": Mutant(
+        "schedules: sync writes only what differs",
+        "schedule words",
+        SCHEDULE,
+        "entries: entries, again=differing)",
+        "entries: entries, again=self._entries(place))",
+    ),
+    "a word that may be either is taken for one": Mutant(
+        "schedules: what may be meant in two ways is refused",
+        "schedule words",
+        HOST,
+        "    if place and (here or expression):",
+        "    if False:",
+    ),
+    "options of a scheduled self-check are not screened": Mutant(
+        "schedules: no secret is written",
+        "schedule words",
+        HOST,
+        "_screen(workspace, allow_secret, options=options)",
+        "_screen(workspace, allow_secret)",
+    ),
+    "root makes directories in the workspace of another": Mutant(
+        "rights: nothing is made in the workspace of another user",
+        "rights",
+        DISK,
+        '            load("checkpoint.store.rights:refuse_making")(path, above)\n',
+        "",
+    ),
+    "root writes in the store of another": Mutant(
+        "rights: nothing is made in the workspace of another user",
+        "rights",
+        DISK,
+        "        if self.owner != os.geteuid():\n            raise load",
+        "        if False:\n            raise load",
+    ),
+    "root's crontab runs in the workspace of another": Mutant(
+        "rights: a schedule runs as the owner or is refused",
+        "rights",
+        SCHEDULE,
+        "    if not scheduler.as_owner:\n        raise SchedulerUnavailable(",
+        "    if False:\n        raise SchedulerUnavailable(",
+    ),
+    "the crontab is not read again before it is written": Mutant(
+        "schedules: what another program writes meanwhile is kept",
+        "crontab",
+        CRONTAB,
+        "if program.poll() is None and not (unchanged() and unchanged()):",
+        "if False:",
+    ),
+    "the crontab is not read again after it is written": Mutant(
+        "schedules: what another program writes meanwhile is kept",
+        "crontab",
+        CRONTAB,
+        '    if (read() or b"") != crontab:\n        return False\n    time.sleep',
+        "    return True\n    time.sleep",
+    ),
+    "no crontab is known in the words of one cron alone": Mutant(
+        "schedules: each cron",
+        "crontab",
+        CRONTAB,
+        "|has no f?crontab|^crontab: can't open '[^'/]+': No such file",
+        "",
     ),
     "there is no lock": Mutant(
         "under the update lock",
@@ -558,7 +637,8 @@ def _sound(method: str) -> str:
 def test_each_bug_can_be_planted(name: str) -> None:
     mutant = MUTANTS[name]
     assert (ROOT / mutant.file).read_text().count(mutant.old) == 1, f"{mutant.file} does not hold the text once"
-    compile((ROOT / mutant.file).read_text().replace(mutant.old, mutant.new), mutant.file, "exec")
+    if mutant.file.endswith(".py"):
+        compile((ROOT / mutant.file).read_text().replace(mutant.old, mutant.new), mutant.file, "exec")
 
 
 @pytest.mark.parametrize("name", MUTANTS if WHOLE else BOUNDED)

@@ -27,29 +27,36 @@ from croniter import croniter
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from checkpoint import cron
+from checkpoint.codec import canonical_sha256
+from checkpoint.schedule import Entry, Schedules
+
 CRONTAB = """\
 #!/bin/sh
-# crontab(1), with its file in the folder of this program. Files beside it make it fail.
+# crontab(1), with its file in the folder of this program. Files beside it make it fail; `rival` is what another program does
+# after a read, before a write takes its input, and after a write.
 cd "${0%/*}" || exit 9
 echo "$*" >>calls
 case $1 in
 -l)
     if [ -e refuse-list ]; then cat refuse-list >&2; exit 1; fi
     if [ ! -e tab ]; then
+        if [ -e no-tab ]; then cat no-tab >&2; exit 1; fi
         case $LC_ALL in C) echo 'no crontab for tester' >&2 ;; *) echo 'pas de crontab pour tester' >&2 ;; esac
         exit 1
     fi
     cat tab
-    # Somebody saves an edit just after we have read.
-    if [ -e edit ]; then cat edit >>tab; rm edit; fi
+    if [ -e rival ]; then event=read; . ./rival; fi
     ;;
 -r) rm -f tab ;;
 -n | -T | -V) echo "crontab: invalid option -- '${1#-}'" >&2; exit 1 ;;
 -*[!-]*) echo "crontab: invalid option" >&2; exit 1 ;;
 *)
+    if [ -e rival ]; then event=write; . ./rival; fi
     if [ "${1:--}" = - ]; then cat >new; else cat "$1" >new; fi
     if [ -e refuse-write ]; then cat refuse-write >&2; exit 1; fi
     if [ -e lose ]; then head -n 1 new >tab; else cat new >tab; fi
+    if [ -e rival ]; then event=wrote; . ./rival; fi
     ;;
 esac
 """
@@ -609,6 +616,32 @@ def test_the_property_list_is_one_that_launchd_knows(host: Host) -> None:
     assert Path(plist["StandardErrorPath"]).is_absolute()
 
 
+def test_a_command_may_leave_something_running(host: Host, tmp_path: Path) -> None:
+    """The unit of a command ends with its process, that of the self-check with all that it started."""
+    schedules = Schedules(str(tmp_path / "state"), str(host.home), {})
+    entry = Entry("nightly", "5 4 * * *", ("./backup.sh",), "launchd", "")
+    ((_, text),) = schedules.preview(str(host.path), entry).items()
+    plist = plistlib.loads(text.encode())
+    jsonschema.validate(plist, PLIST_SCHEMA)
+    assert plist["AbandonProcessGroup"] is True
+    for kind, scope in (("systemd", "--user"), ("systemd-system", "--system")):
+        written = []
+        for path, text in schedules.preview(str(host.path), entry._replace(scheduler=kind)).items():
+            unit = tmp_path / kind / Path(path).name
+            unit.parent.mkdir(exist_ok=True)
+            unit.write_text(text)
+            written.append(str(unit))
+        (service,) = [Path(path).read_text() for path in written if path.endswith(".service")]
+        assert "\nKillMode=process\n" in service
+        argv = [need_program("systemd-analyze"), scope, "--man=no", "--recursive-errors=yes", "verify", *written]
+        done = host.run(*argv)
+        assert (done.code, [line for line in done.err.splitlines() if host.prefix in line]) == (0, []), done
+    check = schedules.self_check(str(host.path), cron.every(600), (), "launchd", anywhere=True)
+    for kind in ("launchd", "systemd", "systemd-system"):
+        texts = schedules.preview(str(host.path), check._replace(scheduler=kind)).values()
+        assert not any("KillMode" in text or "<key>AbandonProcessGroup</key>\n\t<true/>" in text for text in texts)
+
+
 def test_what_runs_is_the_self_check_of_the_workspace(host: Host) -> None:
     """In each scheduler: by the interpreter that runs now, with the options after the two dashes."""
     outs = {
@@ -654,9 +687,9 @@ def test_the_folders_of_the_xdg_base_directories_are_used(host: Host, tmp_path: 
 
 
 @pytest.mark.parametrize("kind", ["systemd", "systemd-system"])
-@pytest.mark.parametrize("cron", ["*/10 * * * *", "0 0 13 * FRI"])
-def test_systemd_finds_nothing_to_complain_of(host: Host, kind: str, cron: str, tmp_path: Path) -> None:
-    printed = ok(host.schedule("install", "--cron", cron, "--print", "--with", kind)).out
+@pytest.mark.parametrize("times", ["*/10 * * * *", "0 0 13 * FRI"])
+def test_systemd_finds_nothing_to_complain_of(host: Host, kind: str, times: str, tmp_path: Path) -> None:
+    printed = ok(host.schedule("install", "--cron", times, "--print", "--with", kind)).out
     written = []
     for path, text in files(printed).items():
         unit = tmp_path / "units" / Path(path).name
@@ -787,14 +820,132 @@ def test_no_crontab_program_is_a_missing_scheduler(host: Host) -> None:
     assert not host.units.exists() or list(host.units.iterdir()) == []
 
 
-def test_an_edit_in_between_is_kept(host: Host) -> None:
-    host.tab.write_bytes(b"0 0 * * * a\n")
-    (host.bin / "edit").write_bytes(b"0 1 * * * edited by hand\n")
+LINES = b"0 0 * * * a\n0 1 * * * b\n"
+ADDS = "echo '# rival' >>tab"
+RIVALS = {
+    # When another program writes -> what it does, and which lines of others stand then.
+    "after our first read": ("if [ $event = read ]; then rm rival; " + ADDS + "; fi", LINES + b"# rival\n"),
+    "after our last read but one": (
+        "case $event in write) touch writing ;; read) if [ -e writing ]; then rm rival writing; " + ADDS + "; fi ;; esac",
+        LINES + b"# rival\n",
+    ),
+    "while our write begins": ("if [ $event = write ]; then rm rival; " + ADDS + "; fi", LINES + b"# rival\n"),
+    "after our write, from what it read before": (
+        'case $event in write) cp tab old ;; wrote) rm rival; { cat old; echo "# rival"; } >tab ;; esac',
+        LINES + b"# rival\n",
+    ),
+    "a moment after our write, from what it read before": (
+        (
+            "case $event in write) cp tab old; echo '# rival' >>old ;;"
+            " wrote) rm rival; (sleep 0.03; cat old >tab) >/dev/null 2>&1 & ;; esac"
+        ),
+        LINES + b"# rival\n",
+    ),
+    "after our write, from what we wrote": ("if [ $event = wrote ]; then rm rival; " + ADDS + "; fi", LINES + b"# rival\n"),
+    "a line is removed": ('if [ $event = write ]; then rm rival; echo "0 0 * * * a" >tab; fi', b"0 0 * * * a\n"),
+    "a line is changed": (
+        'if [ $event = write ]; then rm rival; printf "%s\\n" "0 0 * * * a" "9 9 * * * b" >tab; fi',
+        b"0 0 * * * a\n9 9 * * * b\n",
+    ),
+    "it is written twice over": (
+        "if [ $event = wrote ]; then rm rival; cat tab >old; cat old >>tab; fi",
+        LINES + LINES,
+    ),
+    "the crontab is removed": ("if [ $event = write ]; then rm rival tab; fi", b""),
+    "the crontab has CRLF now": (
+        "if [ $event = wrote ]; then rm rival; sed 's/$/\\r/' tab >old; cat old >tab; fi",
+        LINES.replace(b"\n", b"\r\n"),
+    ),
+}
+
+
+def of_others(tab: bytes) -> bytes:
+    """The crontab without our blocks."""
+    return re.sub(rb"(?ms)^# BEGIN checkpoint-tool (\S+)\r?\n.*?^# END checkpoint-tool \1\r?\n", b"", tab)
+
+
+@pytest.mark.parametrize("verb", ["install", "change", "remove"])
+@pytest.mark.parametrize("case", RIVALS)
+def test_what_another_program_writes_meanwhile_is_kept(host: Host, case: str, verb: str) -> None:
+    script, wanted = RIVALS[case]
+    host.tab.write_bytes(LINES)
+    first = ["install", "--with", "cron"]
+    if verb != "install":
+        ok(host.schedule(*first))
+    calls = {"install": first, "change": [*first, "--every", "5m"], "remove": ["remove"]}
+    (host.bin / "rival").write_text(script + "\n")
+    ok(host.schedule(*calls[verb]))
+    assert not (host.bin / "rival").exists(), "it came to write"
+    after = host.tab.read_bytes() if host.tab.exists() else b""
+    assert of_others(after) == wanted
+    assert after.count(b"# BEGIN checkpoint-tool") == after.count(b"# END checkpoint-tool") == (verb != "remove")
+    if verb == "change":
+        assert b"*/5 * * * * " in after
+    # What another wrote since is not undone.
+    undone = host.schedule("undo")
+    assert undone.code in (0, 18), undone
+    if "# rival" in wanted.decode():
+        assert b"# rival" in host.tab.read_bytes()
+
+
+def test_a_crontab_that_never_holds_still_is_left_alone(host: Host) -> None:
+    host.tab.write_bytes(LINES)
+    (host.bin / "rival").write_text('if [ $event = write ]; then echo "# $(wc -l <tab)" >>tab; fi\n')
+    refused(host.schedule("install", "--with", "cron"), 18, "another program")
+    assert b"checkpoint-tool" not in host.tab.read_bytes()
+    assert host.tab.read_bytes().startswith(LINES)
+    assert host.remembered() == []
+
+
+NO_TABS = [
+    "no crontab for ann",
+    "crontab: no crontab for ann",
+    "crontab: can't open 'ann': No such file or directory",
+    "user ann has no fcrontab.",
+]
+
+
+@pytest.mark.parametrize("message", NO_TABS)
+def test_each_cron_says_in_its_way_that_there_is_no_crontab(host: Host, message: str) -> None:
+    (host.bin / "no-tab").write_text(message + "\n")
     ok(host.schedule("install", "--with", "cron"))
-    after = host.tab.read_bytes()
-    assert b"0 0 * * * a\n" in after
-    assert b"0 1 * * * edited by hand\n" in after
-    assert host.name().encode() in after
+    assert host.tab.read_bytes().count(b"# BEGIN") == 1
+    ok(host.schedule("remove"))
+    assert not host.tab.exists()
+    ok(host.schedule("doctor"))
+
+
+@pytest.mark.parametrize("end", [b"\r\n", b" \t\n"])
+def test_markers_that_an_editor_changed_are_ours_all_the_same(host: Host, end: bytes) -> None:
+    """Taken for none of ours, the block would stand a second time, and the check run twice."""
+    host.tab.write_bytes(LINES)
+    ok(host.schedule("install", "--with", "cron"))
+    edited = host.tab.read_bytes().replace(b"\n", end)
+    host.tab.write_bytes(edited)
+    (row,) = host.remembered()
+    assert row["installed"] is False, "it is another one than was written"
+    ok(host.schedule("sync"))
+    assert of_others(host.tab.read_bytes()) == LINES.replace(b"\n", end)
+    assert host.tab.read_bytes().count(b"# BEGIN") == 1
+    host.tab.write_bytes(edited.removesuffix(end))
+    ok(host.schedule("remove"))
+    assert host.tab.read_bytes() == LINES.replace(b"\n", end)
+
+
+def test_all_that_crontab_said_is_said(host: Host) -> None:
+    reason = "You (ann) are not allowed to use this program (crontab)\nSee crontab(1) for more information\n"
+    (host.bin / "refuse-list").write_text(reason)
+    refused(host.schedule("install", "--with", "cron"), 18, "You (ann) are not allowed", "See crontab(1)")
+
+
+def test_a_refusal_that_exits_with_0_is_one(host: Host) -> None:
+    """BusyBox: a spool that cannot be written."""
+    host.tab.write_bytes(LINES)
+    program = (host.bin / "crontab").read_text()
+    words = "crontab: can't create /var/spool/cron/crontabs/ann.new"
+    (host.bin / "crontab").write_text(program.replace("*)\n", f'*)\n    cat >/dev/null; echo "{words}" >&2; exit 0\n', 1))
+    refused(host.schedule("install", "--with", "cron"), 18, words)
+    assert host.remembered() == []
 
 
 def test_undo_restores_what_was_there(host: Host) -> None:
@@ -1208,13 +1359,17 @@ def by_cron(command: bytes) -> bytes:
     return bytes(out)
 
 
-@pytest.mark.parametrize("word", [r"date +\%F", r"a\\%b", "%", r"\%\%", r"it's 100\%", r"\\\%", "plain", "50%%"])
+@pytest.mark.parametrize(
+    "word", [r"date +\%F", r"a\\%b", "%", r"\%\%", r"it's 100\%", r"\\\%", "plain", "50%%", "'%'", "%'%", "\\'%"]
+)
 def test_cron_gives_the_shell_what_was_meant(host: Host, word: str) -> None:
     ok(host.schedule("add", ".", "0 3 * * *", "--name", "n", "--with", "cron", "--", "printf", "%s", word))
     line = next(line for line in host.tab.read_bytes().splitlines() if line.startswith(b"0 3 "))
-    command = by_cron(line.split(b" ", 5)[5])
-    words = shlex.split(command.decode())
-    assert words[-3:] == ["printf", "%s", word]
+    written = line.split(b" ", 5)[5]
+    # BusyBox's crond leaves the line to the shell as it is.
+    for command in (by_cron(written), written):
+        words = shlex.split(command.decode())
+        assert words[-3:] == ["printf", "%s", word], command
 
 
 def test_options_that_no_check_could_run_with_are_refused(host: Host) -> None:
@@ -1266,3 +1421,160 @@ def test_a_folder_that_no_unit_can_name_is_refused(host: Host) -> None:
     (host.path / "end\\").mkdir()
     done = host.schedule("install", "end\\", "--print", "--with", "systemd")
     assert (done.code, "rename the folder" in done.err) == (2, True)
+
+
+# The workspace left out, and words that may be either
+
+
+def test_the_workspace_may_be_left_out(host: Host) -> None:
+    cron = ["--with", "cron", "--name"]
+    ok(host.schedule("add", "5 4 * * *", *cron, "nightly", "--", "echo", ".", "@daily"))
+    ok(host.schedule("add", "6 4 * * *", ".", *cron, "swapped", "--", "true"))
+    ok(host.schedule("add", "@daily", *cron, "daily", "--", "true"))
+    rows = {row["name"]: (row["workspace"], row["cron"], row["command"]) for row in host.remembered()}
+    here = str(host.path)
+    assert rows == {
+        "nightly": (here, "5 4 * * *", ["echo", ".", "@daily"]),
+        "swapped": (here, "6 4 * * *", ["true"]),
+        "daily": (here, "0 0 * * *", ["true"]),
+    }
+    for verb in ("list", "status", "next"):
+        (row,) = {row.get("name") or row["cron"] for row in ok(host.schedule(verb, "nightly", "--json")).lines}
+        assert row in ("nightly", "5 4 * * *")
+        assert ok(host.schedule(verb, ".", "nightly")).out == ok(host.schedule(verb, "nightly")).out
+    assert len(ok(host.schedule("next", "--json")).lines) == 15
+    assert [row["name"] for row in ok(host.schedule("list", "6 4 * * *", "--json")).lines] == ["swapped"]
+    ok(host.schedule("remove", "nightly"))
+    ok(host.schedule("remove", "6 4 * * *"))
+    ok(host.schedule("remove", "@daily"))
+    assert host.remembered() == []
+    ok(host.schedule("set", '["1 1 * * *", "@weekly"]', "--with", "cron", "--", "echo", "[]"))
+    assert {row["cron"] for row in host.remembered()} == {"1 1 * * *", "0 0 * * 0"}
+    ok(host.schedule("set", "[]"))
+    ok(host.schedule("install", "--with", "cron", "--", "--threshold", "15m"))
+    ok(host.schedule("remove", here))
+    assert host.remembered() == []
+
+
+def test_a_word_that_may_be_either_is_refused_naming_both(host: Host) -> None:
+    ok(host.schedule("add", ".", "5 4 * * *", "--name", "nightly", "--with", "cron", "--", "true"))
+    ok(host.schedule("add", ".", "@daily", "--name", "daily", "--with", "cron", "--", "true"))
+    for name in ("nightly", "@daily"):
+        (host.path / name).mkdir()
+        for verb in ("remove", "list", "status", "next"):
+            done = host.schedule(verb, name)
+            refused(done, 2, f"schedule {verb} ./{name} for the directory", f"schedule {verb} . {name}")
+    assert len(host.remembered()) == 2
+    refused(host.schedule("remove", "./nightly"), 10)
+    ok(host.schedule("remove", ".", "nightly"))
+    # An EXPR is needed here, so that it can be nothing else.
+    ok(host.schedule("add", "@daily", "--name", "x", "--with", "cron", "--", "echo"))
+    assert {row["name"] for row in host.remembered()} == {"daily", "x"}
+    ok(host.schedule("install", "@daily", "--with", "cron"))
+    ok(host.schedule("remove", "./@daily"))
+
+
+def test_words_that_are_neither_are_said(host: Host) -> None:
+    for verb in ("list", "status", "sync", "doctor", "remove"):
+        refused(host.schedule(verb, "nowhere"), 10, "nowhere")
+    refused(host.schedule("next", "nowhere"), 2, "fields")
+    refused(host.schedule("add", "61 * * * *", "--with", "cron", "--", "true"), 2, "minute")
+    refused(host.schedule("add", ".", "--with", "cron", "--", "true"), 2, "EXPR is missing")
+    refused(host.schedule("set", ".", "--with", "cron", "--", "true"), 2, "is missing")
+    refused(host.schedule("add", ".", "@daily", "x", "--with", "cron", "--", "true"), 2, "stands before --")
+    refused(host.schedule("install", "0 3 * * *"), 2, "schedule install --cron '0 3 * * *'")
+    refused(host.schedule("list", "0", "3", "*"), 2, "quotes")
+    assert not host.tab.exists()
+
+
+# What differs, and only that
+
+
+def test_sync_writes_only_what_differs(host: Host) -> None:
+    other = host.path.parent / "other"
+    other.mkdir()
+    for place in (host.path, other):
+        ok(host.schedule("install", str(place), "--with", "cron"))
+        ok(host.schedule("add", str(place), "@daily", "--name", "n", "--with", "cron", "--", "true"))
+    host.tab.write_bytes(host.tab.read_bytes().replace(b"*/10", b"*/20", 1))
+    states = {path: path.stat().st_mtime_ns for path in host.home.rglob("state.json")}
+    (host.bin / "calls").unlink()
+    (line,) = ok(host.schedule("sync")).out.splitlines()
+    assert line.startswith(f"{host.path}: selfcheck ")
+    writes = [call for call in (host.bin / "calls").read_text().splitlines() if call != "-l"]
+    assert writes == ["-"], "one entry in one workspace"
+    changed = [path for path, at in states.items() if path.stat().st_mtime_ns != at]
+    assert len(changed) == 1, "the record of the other workspace is left alone"
+    assert ok(host.schedule("sync")).out == ""
+
+
+def test_a_broken_schedule_file_is_said_once(host: Host) -> None:
+    ok(host.schedule("install", "--with", "cron"))
+    (damaged,) = host.home.rglob("*work-*/state.json")
+    damaged.write_text("{")
+    for argv in (["list"], ["list", "--installed"], ["status"], ["sync"]):
+        done = ok(host.schedule(*argv))
+        assert done.err.count("is damaged") == 1, done
+    for argv in (["doctor"], ["doctor", "."]):
+        done = host.schedule(*argv)
+        assert (done.code, (done.out + done.err).count("is damaged")) == (18, 1), done
+        assert "state.json.bad && checkpoint-tool schedule install" in done.out
+
+
+# Secrets
+
+TOKEN = "ghp_" + "0123456789abcdefghijabcdefghij012345"
+
+
+def test_no_secret_is_written(host: Host, tmp_path: Path) -> None:
+    url = "https://u:S3cretPassw0rd99@ops.example.org/x"
+    secret_folder = host.path / TOKEN
+    secret_folder.mkdir()
+    cron = ["--with", "cron"]
+    calls = [
+        (["install", *cron, "--", "--notify", url], {}),
+        (["install", "--print", *cron, "--", "--notify", url], {}),
+        (["install", "--with", "systemd", "--", f"--notify={url}"], {}),
+        (["install", *cron, "--", "--ping", url], {}),
+        (["add", "@daily", *cron, "--", "curl", url], {}),
+        (["add", ".", "@daily", *cron, "--", "env", f"GITHUB_TOKEN={TOKEN}", "true"], {}),
+        (["add", ".", "@daily", "--name", TOKEN, *cron, "--", "true"], {}),
+        (["add", ".", "@daily", *cron, "--", "true"], {"PATH": f"{host.env['PATH']}:/opt/{TOKEN}/bin"}),
+        (["set", '["@daily"]', *cron, "--", "curl", url], {}),
+        (["install", str(secret_folder), *cron], {}),
+        (["migrate", ".", str(secret_folder)], {}),
+    ]
+    for argv, env in calls:
+        done = host.schedule(*argv, **env)
+        refused(done, 16)
+        assert TOKEN not in done.out + done.err, argv
+        assert "S3cret" not in done.out + done.err, argv
+    assert not host.tab.exists()
+    assert not host.units.exists()
+    assert not any(path.is_file() for path in host.home.rglob("*"))
+    assert "${file:PATH}" in host.schedule(*calls[0][0]).err
+    # Where it is kept elsewhere, its place is named.
+    (tmp_path / "url").write_text(url)
+    for notify in ("https://${USER}:${PASSWORD}@ops.example.org/x", f"@{tmp_path}/url", "https://u:${file:/etc/p}@h/"):
+        ok(host.schedule("install", *cron, "--", "--notify", notify))
+    assert host.problems() == []
+
+
+def test_an_allowed_secret_is_written_and_known_for_one(host: Host) -> None:
+    url = "https://u:S3cretPassw0rd99@ops.example.org/x"
+    ok(host.schedule("install", "--with", "cron", "--allow-secret", "url-password", "--", "--notify", url))
+    assert url in host.tab.read_text()
+    assert host.problems() == []
+    (state,) = host.home.rglob("*work-*/state.json")
+    allowed = json.loads(state.read_text())
+    assert allowed["entries"][0]["allowed"] == ["url-password"]
+    # As an older version wrote it, which screened nothing.
+    fields = {name: value for name, value in allowed.items() if name != "digest"}
+    del fields["entries"][0]["allowed"]
+    fields["digest"] = canonical_sha256(fields)
+    state.write_text(json.dumps(fields))
+    (problem,) = host.problems()
+    assert "url-password" in problem["words"]
+    assert "S3cret" not in json.dumps(problem)
+    ok(host.schedule(*problem["mend"].split()[2:]))
+    assert host.problems() == []

@@ -18,7 +18,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from conftest import ROOT, TOOL, Result, Workspace, need_program, need_root, unable
+from conftest import ROOT, TOOL, Result, Workspace, lacking, need_program, need_root, unable
 
 HARNESS = Path(__file__).resolve().parent / "harness"
 NAMESPACES = {
@@ -186,6 +186,58 @@ def test_forty_commands_added_at_once_are_kept(machine: Callable[..., Machine]) 
     assert host.crontab().count("# BEGIN checkpoint-tool ") == 40
     ok(host.schedule("set", ".", "[]"))
     assert host.crontab() == before
+
+
+@pytest.fixture
+def busybox(tmp_path: Path) -> Path:
+    """A folder for PATH in which crontab is that of BusyBox, where the BusyBox of this machine has one."""
+    program = need_program("busybox")
+    applets = subprocess.run([program, "--list"], capture_output=True, text=True, check=True).stdout.split()
+    if "crontab" not in applets:
+        lacking("this busybox has no crontab: install busybox-static")
+    (tmp_path / "busybox").mkdir()
+    (tmp_path / "busybox" / "crontab").symlink_to(program)
+    return tmp_path / "busybox"
+
+
+def test_busybox_keeps_what_is_installed(machine: Callable[..., Machine], busybox: Path) -> None:
+    """From no crontab at all, and back to none."""
+    host = machine("cron.sh")
+    host.env["PATH"] = f"{busybox}:{host.env['PATH']}"
+    assert "No such file or directory" in host.run("crontab", "-l").err
+    ok(host.schedule("install", "--with", "cron"))
+    ok(host.schedule("add", ".", "5 4 * * *", "--name", "nightly", "--with", "cron", "--", "date", "+%F"))
+    assert host.crontab().count("# BEGIN checkpoint-tool ") == 2
+    assert {row["installed"] for row in ok(host.schedule("list", "--json")).lines} == {True}
+    assert host.schedule("sync").out == ""
+    ok(host.run("crontab", "-", input=host.crontab() + "0 0 1 1 * mine\n"))
+    ok(host.schedule("set", ".", "[]"))
+    ok(host.schedule("remove"))
+    assert host.crontab() == "0 0 1 1 * mine\n"
+    ok(host.run("crontab", "-r"))
+    ok(host.schedule("install", "--with", "cron"))
+    ok(host.schedule("undo"))
+    assert "No such file or directory" in host.run("crontab", "-l").err
+    # A spool that is not there is no empty crontab.
+    ok(host.run("mv", "/var/spool/cron/crontabs", "/var/spool/cron/gone"))
+    done = host.schedule("sync")
+    assert (done.code, "can't change directory" in done.err) == (18, True), done
+
+
+def test_a_crontab_that_is_written_by_others_all_the_time(machine: Callable[..., Machine]) -> None:
+    """Each of our blocks stands once at the end, whenever another program wrote what it had read before."""
+    host = machine("cron.sh")
+    ok(host.run("crontab", "-", input="# mine\n"))
+    again = "for n in $(seq 60); do crontab -l >/tmp/tab.$$; sleep 0.01; crontab /tmp/tab.$$; done; rm /tmp/tab.$$"
+    rival = subprocess.Popen(["nsenter", "--target", host.init, "--mount", "--pid", "sh", "-c", again])
+    for number in range(6):
+        ok(host.schedule("add", ".", f"{number} 4 1 1 *", "--name", f"n{number}", "--with", "cron", "--", "true"))
+    assert rival.wait(60) == 0
+    assert host.crontab().startswith("# mine\n")
+    ok(host.schedule("sync"))
+    assert host.crontab().count("# BEGIN checkpoint-tool ") == 6
+    ok(host.schedule("set", ".", "[]"))
+    assert host.crontab() == "# mine\n"
 
 
 def test_cron_goes_on_over_a_change_of_the_clock(machine: Callable[..., Machine]) -> None:
@@ -374,6 +426,82 @@ def test_a_finding_leaves_the_unit_failed_until_the_next_good_run(machine: Calla
     assert f"{check}.service" in failed()
 
 
+DETACHES = """\
+#!/bin/sh
+# Starts a service that is to stay, and with `long` here goes on itself.
+setsid sh -c 'echo $$ >>detached; exec sleep 300' &
+until [ -s detached ]; do sleep 0.05; done
+if [ -e long ]; then
+    echo $$ >group
+    sleep 301 &
+    sleep 302 | cat
+fi
+"""
+
+
+def start_and_stop(host: Machine, folder: Path, *scope: str) -> None:
+    """What a command leaves running on purpose outlives its unit; `systemctl stop` ends its process group."""
+    script = host.path / "starts.sh"
+    script.write_text(DETACHES)
+    script.chmod(0o755)
+    name = "systemd" if scope else "systemd-system"
+    ok(host.schedule("add", ".", "5 4 1 1 *", "--name", "starts", "--with", name, "--", "./starts.sh"))
+    unit = unit_of(host, "starts", folder) + ".service"
+
+    def state() -> str:
+        return host.run("systemctl", *scope, "show", "--property=ActiveState", "--value", unit).out.strip()
+
+    def lives(pid: str) -> bool:
+        return host.run("ps", "-o", "stat=", "-p", pid).out.strip()[:1] not in ("", "Z")
+
+    def group() -> list[str]:
+        leader = (host.path / "group").read_text().strip()
+        rows = (line.split() for line in host.run("ps", "-A", "-o", "pgid=,pid=,stat=").out.splitlines())
+        return [pid for pgid, pid, stat in rows if pgid == leader and not stat.startswith("Z")]
+
+    def detached() -> list[str]:
+        return (host.path / "detached").read_text().split()
+
+    ok(host.run("systemctl", *scope, "start", unit))
+    assert host.status("starts") == 0
+    assert state() == "inactive"
+    assert [lives(pid) for pid in detached()] == [True]
+    # The next run ends by `systemctl stop`, and the one after that by the death of what started it.
+    (host.path / "long").touch()
+    for stop, left in (("stop", 2), ("kill", 3)):
+        (host.path / "group").unlink(missing_ok=True)
+        ok(host.run("systemctl", *scope, "start", "--no-block", unit))
+        wait(lambda: (host.path / "group").exists() and len(group()) == 4, 20)
+        wait(lambda: host.status("starts") == 30, 10)
+        if stop == "stop":
+            ok(host.run("systemctl", *scope, "stop", unit))
+        else:
+            ok(host.run("systemctl", *scope, "kill", "--kill-who=main", "--signal=KILL", unit))
+        wait(lambda: not group(), 10)
+        wait(lambda: state() in ("inactive", "failed"), 10)
+        assert host.status("starts") == 31
+        assert [lives(pid) for pid in detached()] == [True] * left
+    # A removed schedule takes away what it runs, and no service that a run has started.
+    (host.path / "group").unlink()
+    ok(host.run("systemctl", *scope, "start", "--no-block", unit))
+    wait(lambda: (host.path / "group").exists() and len(group()) == 4, 20)
+    ok(host.schedule("remove", ".", "starts"))
+    wait(lambda: not group(), 10)
+    assert [lives(pid) for pid in detached()] == [True] * 4
+    ok(host.run("kill", *detached()))
+
+
+def test_what_a_command_left_running_outlives_the_unit(machine: Callable[..., Machine]) -> None:
+    host = machine("user-systemd.sh")
+    start_and_stop(host, host.home / ".config" / "systemd" / "user", "--user")
+
+
+def test_what_a_command_left_running_outlives_the_unit_of_the_system(machine: Callable[..., Machine], tmp_path: Path) -> None:
+    folders = [str(path) for path in (tmp_path, ROOT, Path(sys.prefix), Path(sys.base_prefix))]
+    host = machine("system-systemd.sh", *folders)
+    start_and_stop(host, Path(f"/proc/{host.init}/root/etc/systemd/system"))
+
+
 def test_any_path_and_command_reaches_systemd_as_it_is(machine: Callable[..., Machine]) -> None:
     host = machine("user-systemd.sh")
     folder = host.home / ".config" / "systemd" / "user"
@@ -464,6 +592,37 @@ def test_one_scheduler_at_a_time(machine: Callable[..., Machine], tmp_path: Path
 
 
 # systemd as the first process
+
+
+def test_root_schedules_for_the_owner_of_the_workspace(machine: Callable[..., Machine], tmp_path: Path) -> None:
+    folders = [str(path) for path in (tmp_path, ROOT, Path(sys.prefix), Path(sys.base_prefix))]
+    host = machine("system-systemd.sh", *folders)
+    folder = Path(f"/proc/{host.init}/root/etc/systemd/system")
+    units = host.units(folder)
+    for place in (tmp_path.parent.parent.parent, tmp_path.parent.parent, tmp_path.parent, tmp_path, host.folder):
+        ok(host.run("chmod", "a+x", str(place)))
+    ok(host.run("chown", "-R", "nobody:", str(host.path)))
+    # This Python stands in the home of root: nobody cannot run it.
+    if Path(sys.base_prefix).is_relative_to("/root"):
+        for verb in (["install"], ["add", ".", "@yearly", "--name", "nightly", "--", "true"]):
+            done = host.schedule(*verb)
+            assert (done.code, "nobody cannot run checkpoint-tool by" in done.err) == (18, True), done
+        assert host.units(folder) == units
+        ok(host.run("chmod", "711", "/root"))  # of the copy that this machine has
+    ok(host.schedule("install"))
+    ok(host.schedule("add", ".", "@yearly", "--name", "nightly", "--", "sh", "-c", "id -un >out"))
+    assert {row["scheduler"] for row in ok(host.schedule("list", "--json")).lines} == {"systemd-system"}
+    done = host.schedule("doctor")
+    assert (done.code, done.out) == (0, ""), done
+    nightly = unit_of(host, "nightly", folder)
+    assert "\nUser=nobody\n" in (folder / f"{nightly}.service").read_text()
+    ok(host.run("systemctl", "start", f"{nightly}.service"))
+    assert (host.path / "out").read_text() == "nobody\n"
+    assert host.status("nightly") == 0
+    assert {path.stat().st_uid for path in host.path.rglob("*")} == {65534}
+    ok(host.schedule("remove"))
+    ok(host.schedule("remove", ".", "nightly"))
+    assert host.units(folder) == units
 
 
 def test_a_systemd_of_the_system_catches_up_and_recovers(machine: Callable[..., Machine], tmp_path: Path) -> None:

@@ -128,6 +128,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         store = _value(options, "--store")
         if error.hint.startswith(PROGRAM) and store is not None:
             hint += f" --store {shlex.quote(store)}"
+        if error.as_user:
+            hint = load("checkpoint.store.rights:as_user")(error.as_user, [PROGRAM, *arguments])
         return _report(options, error.exit_code, error.name, _clean(error.message, arguments), _clean(hint, arguments))
     except OSError as error:  # the store's are StoreUnavailable: this is --help, written where nothing can be
         return _report(options, NotReported.exit_code, "NotReported", f"nothing could be written: {error.strerror}", "")

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from checkpoint._load import load
 from checkpoint.errors import DAMAGE_KINDS, Damaged, StoreUnavailable
 from checkpoint.model import RECORD_LIMIT
 
@@ -26,19 +27,18 @@ TEMPORARY = re.compile(r"\.([a-z0-9][a-z0-9_-]*)\.[0-9a-f]{12}\.tmp")
 
 
 class Folder:
-    """An open folder that is ours alone. Closed by ``close`` or when it is collected."""
+    """An open folder that is ours alone; for root also that of another user, to be read. Closed by ``close`` or when it is
+    collected. ``owner``: the uid."""
 
     def __init__(self, fd: int, path: str) -> None:
         self.fd = fd
         self.path = path
         self._synced: set[str] = set()
         self._status = status = os.fstat(fd)
-        if status.st_uid != os.geteuid():
+        self.owner = status.st_uid
+        if os.geteuid() not in (self.owner, 0):
             self.close()
-            raise StoreUnavailable(
-                f"the folder {path} belongs to another user (uid {status.st_uid}); run as that user, or name another store",
-                hint=f"ls -ld {shlex.quote(path)}",
-            )
+            self.ensure_ours()
         if status.st_mode & 0o022:
             self.close()
             raise StoreUnavailable(
@@ -72,6 +72,7 @@ class Folder:
             missing.append(above)
             above = os.path.dirname(above)
         if missing:
+            load("checkpoint.store.rights:refuse_making")(path, above)
             _sync_folder(os.path.dirname(above))
         for folder in reversed(missing):
             _make_folder(folder)
@@ -80,10 +81,16 @@ class Folder:
             _sync_folder(os.path.dirname(path))
         return cls.open(path)
 
+    def ensure_ours(self) -> None:
+        """Before anything is made in it: raises StoreUnavailable where it belongs to another user."""
+        if self.owner != os.geteuid():
+            raise load("checkpoint.store.rights:refusal")(self.path, self.owner)
+
     def child(self, name: str, *, make: bool = False, durable: bool = True) -> "Folder":
         """A folder inside. Raises FileNotFoundError unless ``make``; made, it is durable once this returns."""
         path = os.path.join(self.path, name)
         if make:
+            self.ensure_ours()
             _make_folder(name, self.fd)
             if durable and name not in self._synced:
                 _flush(self.fd)
@@ -206,6 +213,8 @@ class Folder:
         StoreUnavailable with ``applied`` where the new one is visible but could not be confirmed.
         """
         target = into or self
+        self.ensure_ours()
+        target.ensure_ours()
         temporary = f".{owner}.{os.urandom(6).hex()}.tmp"
         fd = os.open(temporary, _CREATE, 0o600, dir_fd=self.fd)
         try:
@@ -221,11 +230,14 @@ class Folder:
         target.confirm(f"{target.path}/{name} is written")
 
     def remove(self, name: str) -> None:
+        self.ensure_ours()
         os.unlink(name, dir_fd=self.fd)
         self.confirm(f"{self.path}/{name} is removed")
 
     def move(self, name: str, into: "Folder", new_name: str) -> None:
         """Whatever stands under ``name`` (a link is moved, not followed)."""
+        self.ensure_ours()
+        into.ensure_ours()
         os.rename(name, new_name, src_dir_fd=self.fd, dst_dir_fd=into.fd)
         into.confirm(f"{self.path}/{name} is moved to {into.path}/{new_name}")
         self.confirm(f"{self.path}/{name} is moved to {into.path}/{new_name}")
@@ -279,7 +291,7 @@ class Folder:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 raise _damaged(name, "not-a-file")
-            if status.st_uid != os.geteuid():
+            if status.st_uid != self.owner:
                 raise _damaged(name, "foreign-owner")
             # A second name (`cp -al`) does no harm: a write replaces the file, and leaves the other name as it was.
             if status.st_size > RECORD_LIMIT:
@@ -330,6 +342,7 @@ class LockFile:
         self._name = f"{id}.lock"
         self.id = id
         self._folder = folder
+        folder.ensure_ours()
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             self.fd = os.open(self._name, flags, 0o600, dir_fd=folder.fd)
@@ -464,7 +477,8 @@ class ClaimLock:
 
     @classmethod
     def take(cls, folder: Folder, id: str, text: bytes) -> "ClaimLock | None":
-        """None while the holder of another claim has it. Raises OSError."""
+        """None while the holder of another claim has it. Raises OSError, and StoreUnavailable where nothing may be made."""
+        folder.ensure_ours()
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         fd = os.open(f"{id}.owner", flags, 0o600, dir_fd=folder.fd)
         try:
@@ -556,6 +570,7 @@ def append_line(path: str, line: bytes, *, unless: bytes | None = None) -> None:
     Past 10 MiB it becomes ``path.1``, that ``path.2``, up to 5. ``unless``: nothing is done where the last megabyte
     holds this already.
     """
+    _refuse_in_workspace_of_another(path)
     fd = _open_log(path)
     try:
         status = os.fstat(fd)
@@ -578,6 +593,7 @@ def publish(path: str, data: bytes, *, mode: int | None = None) -> None:
     ``mode``: None keeps that of the file that is there, and makes a new one 0600. What is no regular file (a link, a pipe,
     /dev/null) is left alone, with EINVAL; the folder is the user's own choice and may be one that others write to.
     """
+    _refuse_in_workspace_of_another(path)
     above, name = os.path.split(os.path.abspath(path))
     folder = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     temporary = f".{name}.{os.urandom(6).hex()}.tmp"
@@ -635,6 +651,13 @@ def _open_log(path: str) -> int:
             os.close(fd)
             raise
         os.close(fd)
+
+
+def _refuse_in_workspace_of_another(path: str) -> None:
+    """Raises PermissionError."""
+    above = os.path.dirname(os.path.abspath(path))
+    if os.path.exists(above) and os.stat(above).st_uid != os.geteuid():
+        load("checkpoint.store.rights:refuse_file")(path)
 
 
 def _is_named(path: str, fd: int) -> bool:
