@@ -436,6 +436,11 @@ class Checkpoints:
                 # Its own run id is the key: an id that no other run has, and no file that another run could take.
                 id = f"{workflow}-{hashlib.sha256(run_id.encode()).hexdigest()[:12]}"
                 fresh = fresh._replace(id=id, idempotency_key=run_id)
+                # The runs of a workflow count their tokens together: by these the last one is known.
+                try:
+                    fresh = model.above_token(fresh, self.store.issue(workflow) - 1)
+                except NotFound:
+                    continue  # it has ended since, and was pruned
             try:
                 created = self.store.create(fresh)
                 return Workflow(self, created, created=True, token=created.token)

@@ -612,6 +612,19 @@ def above_token(checkpoint: Checkpoint, last: int) -> Checkpoint:
     return checkpoint._replace(token=token, lease=lease, steps=steps)
 
 
+def after_run(checkpoint: Checkpoint, last: str | None) -> Checkpoint:
+    """A new run whose run id sorts behind ``last``, that of the run before (RFC 9562, 6.2, "Monotonicity").
+
+    Runs are filed by their ids. After a clock that was wrong for a while the new run would be filed before an old one,
+    which would then pass for the last.
+    """
+    label, colon, run = checkpoint.run_id.rpartition(":")
+    if last is None or run > last:
+        return checkpoint
+    milliseconds = f"{int(last[:8] + last[9:13], 16) + 1 & 0xFFFF_FFFF_FFFF:012x}"
+    return checkpoint._replace(run_id=f"{label}{colon}{milliseconds[:8]}-{milliseconds[8:]}{run[13:]}")
+
+
 def resealed(checkpoint: Checkpoint, last: int) -> Checkpoint:
     """A record that was taken in as a person left it: held by nobody, and no token of it valid that was overtaken."""
     return checkpoint._replace(lease=None, token=max(checkpoint.token, last))

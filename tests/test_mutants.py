@@ -43,6 +43,7 @@ METHODS = {
     "two parts of an owner": ["tests/test_owners.py", "-k", "subshell_does and dash or one-handle or forks"],
     "orphans": ["tests/test_owners.py", "-k", "orphan or left_behind"],
     "containers": ["tests/test_owners.py", "-k", "container"],
+    "wrong clocks": ["tests/test_owners.py", "-k", "clock"],
     "owners": ["tests/test_owners.py", "-k", "same_owner or terminal or half_an_hour or other_hosts or renamed"],
     "store contract": ["tests/test_store.py"],
     "put back": [
@@ -294,8 +295,8 @@ MUTANTS = {
         "the lock file keeps the last token",
         "store contract",
         FILE,
-        "            checkpoint = model.above_token(checkpoint, last)\n",
-        "",
+        "model.after_run(model.above_token(checkpoint, last), memory and memory.run)",
+        "model.after_run(checkpoint, memory and memory.run)",
     ),
     "lost lock files begin anew": Mutant(
         "without lock files tokens go on above the finished runs",
@@ -516,6 +517,20 @@ MUTANTS = {
         PROCESS,
         "    return pid == 1 and _pid_namespace() in (None, _FIRST_PID_NAMESPACE)\n",
         "    return pid == 1\n",
+    ),
+    "the clock orders the runs": Mutant(
+        "order comes from tokens, not from clocks",
+        "wrong clocks",
+        MODEL,
+        "            latest = min(latest, run.created_at)\n",
+        "            latest = run.created_at\n",
+    ),
+    "the clock files the runs": Mutant(
+        "a run is filed behind the one before",
+        "wrong clocks",
+        MODEL,
+        "    if last is None or run > last:\n",
+        "    if last is None or run:\n",
     ),
     "a made-up name counts": Mutant(
         "an owner is compared by uid, host, pid and start time",

@@ -1,5 +1,6 @@
 """Who holds a run, and which part of its owner does a step: with real shells, threads, forks, terminals, namespaces."""
 
+import json
 import os
 import pty
 import signal
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import TOOL, Workspace, need_program, need_root, unable
-from records import T0
+from records import T0, at, run
 
 from checkpoint import codec, liveness, model
 from checkpoint.api import Checkpoints
@@ -481,3 +482,57 @@ def test_what_counts_as_an_orphan(orphan: Running, found: bool) -> None:
     younger = RUNNING | {50: RUNNING[50]._replace(started=400), 99: orphan}
     reused = Processes(younger, frozenset())
     assert not reused.outlive("none", "none", 50, None, 200), "a group that got the number since"
+
+
+# --- clocks -------------------------------------------------------------------------------------------------------------
+
+
+@linux
+@pytest.mark.parametrize("wrong", ["+1 hour", "-1 hour"])
+def test_a_clock_that_was_wrong_once_makes_no_old_run_the_last(wrong: str, workspace: Workspace) -> None:
+    fake = (need_program("faketime"), wrong)
+    assert workspace.tool("exec", "backup", "--", "true").code == 0
+    assert workspace.run(*fake, TOOL, "exec", "backup", "--", "sh", "-c", "exit 7").code == 7
+    assert workspace.tool("exec", "backup", "--", "sh", "-c", "exit 8").code == 8
+    assert workspace.tool("exec", "backup", "--", "true").code == 0
+    ids = [json.loads(workspace.tool("status", "backup", "--json", *more).out)["run_id"] for more in ((), ("--previous",))]
+    history = sorted((workspace.store / "done" / "backup").iterdir())
+    tokens = [json.loads(path.read_text())["token"] for path in history]
+    assert tokens == sorted(tokens), "filed in the order in which they began"
+    assert ids == [history[-1].stem, history[-2].stem]
+    assert json.loads(workspace.tool("show", "backup", "--json").out)["token"] == max(tokens)
+    assert workspace.tool("prune", "--keep", "2", "--older-than", "1s", "--apply").code == 0
+    assert sorted((workspace.store / "done" / "backup").iterdir())[-2:] == history[-2:]
+
+
+@linux
+def test_runs_beside_each_other_are_in_one_order_whatever_the_clock_says(
+    workspace: Workspace, started: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    def last() -> int:
+        return int(
+            json.loads(workspace.tool("show", workspace.tool("status", "job", "--json").out[12:48], "--json").out)["token"]
+        )
+
+    need_program("faketime")
+    started("faketime", "+1 hour", TOOL, "exec", "job", "--", "sleep", "60")
+    wait_for(lambda: workspace.file("job").exists())
+    for token in (2, 3):
+        assert workspace.tool("exec", "job", "--", "true").code == 0
+        assert last() == token
+    os.kill(workspace.record("job")["steps"][0]["process"]["pid"], signal.SIGKILL)
+    wait_for(lambda: not workspace.file("job").exists())
+    assert workspace.tool("exec", "job", "--", "false").code == 1
+    assert last() == 4
+    assert workspace.tool("status", "job").code == 33
+
+
+def test_the_order_of_runs_does_not_come_from_a_clock() -> None:
+    def began(token: int, seconds: int, **more: Any) -> model.Checkpoint:
+        return run("a", run_id=f"019cab00-0000-7000-8000-{token:012}", now=at(seconds), **more)._replace(token=token)
+
+    history = [began(1, 10), began(2, 5000), began(3, 20), began(4, -300), began(5, 30)]
+    keyed = began(9, 25, id="deploy-0123456789ab", idempotency_key="k")
+    found = model.newest_first([keyed, *history])
+    assert [each.token for each in found if each is not keyed] == [5, 4, 3, 2, 1]
+    assert found[:2] == [history[4], keyed], "another key counts for itself, and has only its clock"

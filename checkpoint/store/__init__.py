@@ -61,6 +61,9 @@ class Store(Protocol):
         """Keep a new run, its token raised above any that this id was ever issued. Raises AlreadyExists, and Damaged
         where an earlier record of the id vanished."""
 
+    def issue(self, id: str) -> int:
+        """A token above all that ``id`` was ever issued, for a run that begins beside the one of that id."""
+
     def load(self, name: str) -> Checkpoint:
         """Raises NotFound."""
 

@@ -150,11 +150,17 @@ class FileStore:
             last = spot.noted.token or self._last_token(done, id)
             if memory is not None and done is not None and _was_copied(memory, done.changed(f"{id}/{memory.run}{_SUFFIX}")):
                 last += _leap()
-            checkpoint = model.above_token(checkpoint, last)
+            checkpoint = model.after_run(model.above_token(checkpoint, last), memory and memory.run)
             encoded = codec.encode(checkpoint)
             self._keep_from_git(folder, id)
             self._put(spot, encoded, last)
             return checkpoint
+
+    def issue(self, id: str) -> int:
+        with self._errors(), self._located(id) as spot:
+            token = max(spot.noted.token, self._read(spot.place, spot.file, spot.id).checkpoint.token) + 1
+            spot.lock.write(token)
+            return token
 
     def update(self, name: str, change: Change) -> Checkpoint:
         with self._errors(), self._located(name) as spot:

@@ -33,10 +33,16 @@ class MemoryStore:
         with self._lock:
             if id in self._unfinished or (checkpoint.idempotency_key is not None and id in self._finished):
                 raise AlreadyExists(f"{id} exists")
-            checkpoint = model.above_token(checkpoint, self._tokens.get(id, 0))
+            before = max((key for key, raw in self._finished.items() if self._decode_id(raw) == id and key != id), default=None)
+            checkpoint = model.after_run(model.above_token(checkpoint, self._tokens.get(id, 0)), before)
             self._unfinished[id] = codec.encode(checkpoint).raw
             self._tokens[id] = checkpoint.token
             return checkpoint
+
+    def issue(self, id: str) -> int:
+        with self._lock:
+            self._tokens[id] = token = self._tokens.get(id, 0) + 1
+            return token
 
     def load(self, name: str) -> Checkpoint:
         with self._lock:
