@@ -16,7 +16,7 @@ from checkpoint._load import load
 from checkpoint.api import json_object
 from checkpoint.api import owner as make_owner
 from checkpoint.cli.options import Agent, Json, Store, emit, say
-from checkpoint.config import store_path
+from checkpoint.config import found_store, store_path
 from checkpoint.errors import Conflict, NotFound, Usage
 from checkpoint.render import text
 
@@ -56,7 +56,7 @@ def brief(
             raise Usage(f"{what} is longer than 256 characters, and has to be shown in commands")
     given = environ.get("CHECKPOINT_OWNER") or None
     name = owner or given or (_session() if hook else None) or f"agent-{uuid.uuid4().hex[:8]}"
-    place = store_path(store, environ)
+    place = found_store(store, environ)
     found = load("checkpoint.agents:look")(place, make_owner(name, time_held=True), agent)
     caller = know(None if name == given else name, agent, store)
     write = load("checkpoint.agents:document" if json else "checkpoint.agents:text")
@@ -82,6 +82,8 @@ def install(
     for one in targets:
         if one not in known:
             raise Usage(f"--target {one!r} is none of {', '.join(known)}")
+    if store is not None:
+        store = store_path(store, {})
     if check + remove + print_ > 1:
         raise Usage("--check, --remove and --print exclude each other")
     changes = load("checkpoint.agent_files:plan")(dir, targets, store, remove=remove)

@@ -15,7 +15,7 @@ import errno
 import os.path
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TypeVar
@@ -24,7 +24,7 @@ from checkpoint import codec, model
 from checkpoint._load import load
 from checkpoint.errors import AlreadyExists, CheckpointError, Damaged, Locked, NotFound, StoreUnavailable
 from checkpoint.model import RUN_ID, Checkpoint
-from checkpoint.store import DEFAULT_STORE, Change, Entry, changed_meanwhile, checked, utc_now
+from checkpoint.store import DEFAULT_STORE, Change, Entry, MadeStore, changed_meanwhile, checked, utc_now
 from checkpoint.store.disk import Folder, LockFile
 
 _R = TypeVar("_R")
@@ -78,10 +78,16 @@ def _is_absent(error: OSError) -> bool:
 
 
 class FileStore:
-    """See the module. ``path``: the store's folder; it is made by the first ``create``."""
+    """See the module. ``path``: the store's folder; it is made by the first ``create``, which calls ``made``.
 
-    def __init__(self, path: str) -> None:
+    Where it was searched for: ``looked``, the directories without one, and ``passed``, stores of other users.
+    """
+
+    def __init__(
+        self, path: str, *, looked: Sequence[str] = (), passed: Sequence[str] = (), made: MadeStore | None = None
+    ) -> None:
         self.location = path
+        self._looked, self._passed, self._made = tuple(looked), tuple(passed), made
         with self._errors():  # the working folder may be gone
             self._path = os.path.abspath(os.path.expanduser(path))
         self._opened: Folder | None = None
@@ -250,10 +256,18 @@ class FileStore:
                 self._opened = Folder.open(self._path)
             except FileNotFoundError:
                 raise NotFound(
-                    f"there is no store at {self.location}; `start` makes one, --store or $CHECKPOINT_STORE names another",
+                    f"{self._missing()}; `start` makes one, --store or $CHECKPOINT_STORE names another",
                     hint="checkpoint-tool start --help",
                 ) from None
         return self._opened
+
+    def _missing(self) -> str:
+        if not self._looked:
+            return f"there is no store at {self.location}"
+        words = f"there is no store: no {self.location} in {', '.join(self._looked)}"
+        if self._passed:
+            words += f" (passed over, as another user owns it: {', '.join(self._passed)})"
+        return words
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -275,8 +289,11 @@ class FileStore:
         # First, because it opens files: once the store is open there may be no more descriptors to be had.
         try_lock: Callable[[int], bool] = load("checkpoint.store.flock:try_lock")
         if self._opened is None and make:
+            new = not os.path.lexists(self._path)
             self._opened = Folder.make(self._path)
             self._durable = True
+            if new and self._made is not None:
+                self._made(self._path, self._passed)
         folder = self._folder()
         if not self._durable:
             # A run that made this folder may have died before its entry was durable: not to be found out from here.
