@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 
 from checkpoint.errors import Usage
+from checkpoint.store import DEFAULT_STORE as DEFAULT_STORE
 from checkpoint.store import directory_of, open_store
 
 STORE_VARIABLE = "CHECKPOINT_STORE"
