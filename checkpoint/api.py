@@ -14,6 +14,7 @@ and the answer to the question who is alive.
 import functools
 import hashlib
 import itertools
+import sys
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -57,7 +58,7 @@ from checkpoint.model import (
     StepStatus,
     View,
 )
-from checkpoint.store import DEFAULT_STORE, Attestation, Entry, Store, open_store
+from checkpoint.store import Attestation, Entry, MadeStore, Store, open_store
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -203,21 +204,29 @@ class Update(NamedTuple):
 class Checkpoints:
     """A store of checkpoints, and who asks.
 
-    ``store``: a folder (made by the first ``start``), ``"memory:"``, or a Store. ``owner``: who claims and writes,
-    by default this process: the kernel proves whether it lives, and a claim ends with it. ``allow_secrets``: rules
-    (docs/secrets.md) by which a text may look like a credential and is taken all the same; a note says so.
+    ``store``: a directory (made by the first ``start``), ``"memory:"``, or a Store; left out, the nearest
+    ``memory/checkpoints`` from the working directory upwards, as the command line finds it. ``owner``: who claims and
+    writes, by default this process: the kernel proves whether it lives, and a claim ends with it. ``allow_secrets``:
+    rules (docs/secrets.md) by which a text may look like a credential and is taken all the same; a note says so.
     ``caller_pid``: the process that carries steps out, by default this one, each of its handles and threads for itself.
+    ``made``: called with the full path when a directory had to be made, and with the stores of other users that the
+    search passed over.
+
+    Raises Usage (an address that is no directory), StoreUnavailable (the working directory is gone).
     """
 
     def __init__(
         self,
-        store: str | Path | Store = DEFAULT_STORE,
+        store: str | Path | Store | None = None,
         *,
         owner: Owner | None = None,
         allow_secrets: Collection[str] = (),
         caller_pid: int | None = None,
+        made: MadeStore | None = None,
     ) -> None:
-        self.store: Store = open_store(store) if isinstance(store, str | Path) else store
+        if store is None or isinstance(store, str | Path):
+            store = open_store(store, made=made)
+        self.store: Store = store
         self.owner = owner if owner is not None else _owner()
         unknown = sorted(set(allow_secrets) - set(secrets.RULES))
         if unknown:
@@ -393,8 +402,12 @@ class Checkpoints:
         label: str | None = None,
         overlap: bool = True,
         process: StepProcess | None = None,
+        command: Sequence[str] | None = None,
     ) -> "Workflow":
         """Begin a run that is one command, its step EXEC_STEP begun by ``process``.
+
+        ``command``: its arguments; a key goes with one command, and another one under it raises Conflict. Only their
+        hash is kept.
 
         Without ``key`` it is a run of its own, its run id behind ``label`` and a colon; one that was cut short before is
         closed first, as interrupted, and one that is alive goes on beside it, or with ``overlap`` False raises Locked.
@@ -403,6 +416,7 @@ class Checkpoints:
         """
         model.check_name(workflow, "workflow name")
         plan = (PlanStep(EXEC_STEP),)
+        command_sha256 = _command_sha256(command)
         if not overlap:
             for other in self._unfinished(workflow):
                 if other.idempotency_key is None or other.idempotency_key != key:
@@ -410,8 +424,18 @@ class Checkpoints:
                     _once_gone(lambda id=other.id: self._refuse_held(id))  # type: ignore[misc]
         if key is not None:
             run = self.start(workflow, plan, key=key)
+            try:
+                model.refuse_other_invocation(run.checkpoint, EXEC_STEP, command_sha256)
+            except Conflict:
+                if run.checkpoint.unfinished:
+                    run.release()
+                raise
             if run.checkpoint.unfinished:
-                run.begin(EXEC_STEP, process=process)
+                run._write(
+                    lambda checkpoint, standing, now: model.invoke_step(
+                        checkpoint, EXEC_STEP, standing, now, process, command_sha256
+                    )
+                )
             return run
         self.screen({"workflow": workflow, "label": label})
         if label is not None:
@@ -419,7 +443,7 @@ class Checkpoints:
         while True:
             now = self.store.now()
             run_id = _run_id(now) if label is None else f"{label}:{_run_id(now)}"
-            fresh = _fresh_command(workflow, run_id, plan, self._claimant(), now, process)
+            fresh = _fresh_command(workflow, run_id, plan, self._claimant(), now, process, command_sha256)
             taken = False
             for earlier in self._unfinished(workflow):
                 if earlier.id == workflow and earlier.fingerprint != fresh.fingerprint:
@@ -969,27 +993,43 @@ class Workflow:
         self.attest(process.own_pid())
         return claimed
 
-    def done(self, name: str) -> Step | None:
-        """The step, if it is completed or skipped; that it is, is durable then: whoever wrote it may have died before."""
-        step = self._checkpoints.store.load(self._name).step(name)
+    def done(self, name: str, *, command: Sequence[str] | None = None) -> Step | None:
+        """The step, if it is completed or skipped; that it is, is durable then: whoever wrote it may have died before.
+
+        ``command``: arguments of the command that would be run. Raises Conflict where the step was completed by another
+        command under the present claim: two things share one name.
+        """
+        checkpoint = self._checkpoints.store.load(self._name)
+        step = checkpoint.step(name)
         if step is None or step.status not in model.DONE:
             return None
+        model.refuse_other_command(checkpoint, name, _command_sha256(command))
         self._checkpoints.store.update(self._name, lambda checkpoint, _: checkpoint)
         return step
 
-    def begin(self, name: str, *, once: bool = False, add: bool = False, process: StepProcess | None = None) -> Checkpoint:
+    def begin(
+        self,
+        name: str,
+        *,
+        once: bool = False,
+        add: bool = False,
+        process: StepProcess | None = None,
+        command: Sequence[str] | None = None,
+    ) -> Checkpoint:
         """Mark a step begun; in an open plan, or with ``add``, it is appended first.
 
         ``once``: its effect must not be repeated blindly. ``process``: the command that does it, or else this thread
-        with this handle does; while that lives, no other can begin the step. Raises NotFound (not in a declared plan),
+        with this handle does; while that lives, no other can begin the step. ``command``: its arguments; only their
+        hash is kept. Raises NotFound (not in a declared plan),
         InDoubt, InvalidTransition (done before, or the run blocked or finished), SecretFound, StaleToken, Locked.
         """
         self._checkpoints.screen({"step": name})
         process = process or self.caller()
+        command_sha256 = _command_sha256(command)
 
         def change(checkpoint: Checkpoint, standing: Standing, now: datetime) -> Checkpoint:
             after = model.add_step(checkpoint, name, once=once) if add else checkpoint
-            return model.begin_step(after, name, standing, now, once=once, process=process)
+            return model.begin_step(after, name, standing, now, once=once, process=process, command_sha256=command_sha256)
 
         return self._write(change)
 
@@ -1233,7 +1273,13 @@ def _once_gone(attempt: Callable[[], _R]) -> _R:
 
 
 def _fresh_command(
-    workflow: str, run_id: str, plan: Sequence[PlanStep], owner: Owner, now: datetime, process: StepProcess | None
+    workflow: str,
+    run_id: str,
+    plan: Sequence[PlanStep],
+    owner: Owner,
+    now: datetime,
+    process: StepProcess | None,
+    command_sha256: str | None,
 ) -> Checkpoint:
     run = model.new(
         id=workflow,
@@ -1245,7 +1291,7 @@ def _fresh_command(
         owner=owner,
         now=now,
     )
-    return model.begin_step(run, EXEC_STEP, Standing(model.OwnerState.ALIVE), now, process=process)
+    return model.invoke_step(run, EXEC_STEP, Standing(model.OwnerState.ALIVE), now, process, command_sha256)
 
 
 def _receipt(checkpoint: Checkpoint, fingerprint: str, plan: Sequence[PlanStep] | None) -> Checkpoint:
@@ -1274,6 +1320,15 @@ def _fingerprint(plan: Sequence[PlanStep] | None, input: bytes | BinaryIO | None
         given = digest.hexdigest()
     steps = None if plan is None else [[step.name, step.once] for step in plan]
     return codec.canonical_sha256({"plan": steps, "input": given})
+
+
+def _command_sha256(command: Sequence[str] | None) -> str | None:
+    """Of the arguments as bytes, each ended by NUL, which none of them can hold."""
+    if command is None:
+        return None
+    encoding = sys.getfilesystemencoding()
+    words = (part.encode(encoding, "surrogateescape") + b"\0" for part in command)
+    return hashlib.sha256(b"".join(words)).hexdigest()
 
 
 def _run_id(now: datetime) -> str:

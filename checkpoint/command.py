@@ -84,7 +84,7 @@ def run_step(run: Workflow, name: str, command: Command, *, once: bool = False, 
     StoreUnavailable; none of them once the command has begun, but for those that its end could not be recorded.
     """
     step = run.checkpoint.step(name)
-    done = run.done(name) if step is not None and step.status in DONE else None
+    done = run.done(name, command=command.argv) if step is not None and step.status in DONE else None
     if done is not None:
         return Ran(0, run, done, skipped=f"already {done.status}")
     once = once or (step is not None and step.once)
@@ -105,11 +105,11 @@ def run_step(run: Workflow, name: str, command: Command, *, once: bool = False, 
     for left in range(command.retries, -1, -1):
         child = _waiting(command)
         try:
-            run.begin(name, once=once, add=add, process=_identity(child))
+            run.begin(name, once=once, add=add, process=_identity(child), command=command.argv)
         except BaseException as error:
             child.abandon()
             # Somebody else may have done it since we looked.
-            done = run.done(name) if isinstance(error, InvalidTransition) else None
+            done = run.done(name, command=command.argv) if isinstance(error, InvalidTransition) else None
             if done is not None:
                 return Ran(0, run, done, skipped=f"already {done.status}")
             raise
@@ -141,7 +141,14 @@ def run_alone(
     check(command)
     child = _waiting(command)
     try:
-        run = checkpoints.invoke(workflow, key=key, label=label, overlap=overlap, process=_identity(child))
+        run = checkpoints.invoke(
+            workflow,
+            key=key,
+            label=label,
+            overlap=overlap,
+            process=_identity(child),
+            command=command.argv,
+        )
     except BaseException:
         child.abandon()
         raise

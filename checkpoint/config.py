@@ -4,7 +4,8 @@ import re
 from collections.abc import Mapping
 
 from checkpoint.errors import Usage
-from checkpoint.store import DEFAULT_STORE
+from checkpoint.store import DEFAULT_STORE as DEFAULT_STORE
+from checkpoint.store import directory_of, open_store
 
 STORE_VARIABLE = "CHECKPOINT_STORE"
 
@@ -23,14 +24,35 @@ def parse_duration(text: str) -> int:
     return seconds
 
 
-def store_path(option: str | None, environ: Mapping[str, str]) -> str:
-    """--store, else $CHECKPOINT_STORE, else memory/checkpoints in the working folder. Raises Usage for an empty one."""
-    store = option if option is not None else environ.get(STORE_VARIABLE) or DEFAULT_STORE
+def store_path(option: str | None, environ: Mapping[str, str]) -> str | None:
+    """The directory that --store names, else $CHECKPOINT_STORE; None: the store is to be searched for.
+
+    Raises Usage for an empty one, and for what names no directory.
+    """
+    store = option if option is not None else environ.get(STORE_VARIABLE) or None
+    if store is None:
+        return None
     if not store:
-        raise Usage("--store is empty: name a folder")
+        raise Usage("--store is empty: name a directory")
     if store == "memory:":
-        raise Usage("a store in memory ends with this command: name a folder")
-    return store
+        raise Usage("a store in memory ends with this command: name a directory")
+    return directory_of(store)
+
+
+def found_store(option: str | None, environ: Mapping[str, str]) -> str:
+    """As ``store_path``; where neither names one, the store that is found from the working directory upwards, or
+    where a new one belongs. Raises StoreUnavailable where the working directory is gone."""
+    path = store_path(option, environ)
+    return open_store(None).location if path is None else path
+
+
+def directory(value: str, option: str) -> str:
+    """A directory that ``option`` names. Raises Usage for an empty one, and for an address with a scheme."""
+    if not value:
+        raise Usage(f"{option} is empty: name a directory")
+    if value.startswith(("file:", "memory:")):
+        raise Usage(f"{option} takes the path of a directory, without a scheme")
+    return directory_of(value)
 
 
 _LONGEST_S = 100 * 365 * 86400

@@ -13,7 +13,7 @@ import json
 import shlex
 import traceback
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -32,13 +32,13 @@ from mcp.types import (
 )
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from checkpoint import __version__, model
+from checkpoint import __version__, model, process
 from checkpoint._load import data_path
 from checkpoint.api import Checkpoints, Listed, Update, Workflow, document
 from checkpoint.codec import SCHEMA_FILE
 from checkpoint.errors import CheckpointError, NotFound, Usage, shown
 from checkpoint.model import Owner, PlanStep, Status
-from checkpoint.render.text import to_json, without_sentences
+from checkpoint.render.text import escape, made, to_json, without_sentences
 
 NAME = "checkpoint-tool"
 OUTPUT_FILE = "schemas/output.v1.schema.json"
@@ -310,7 +310,7 @@ class Session:
 
     def open(self) -> Checkpoints:
         """The store, opened anew: calls overlap, and the folder may have been moved away and made again."""
-        return Checkpoints(self.place, owner=self._owner)
+        return Checkpoints(self.place, owner=self._owner, made=_say_made)
 
     def claimed(self, run: Workflow) -> dict[str, Any]:
         """The document of a run that was begun or taken over; its token is remembered."""
@@ -365,6 +365,11 @@ class Session:
             traceback.print_exc()
             words = f"a bug: {type(error).__name__}: {error}"[:_LONGEST_MESSAGE]
             return _result({"error": {"code": 1, "name": "Bug", "message": words, "hint": ""}}, failed=True)
+
+
+def _say_made(path: str, passed: Sequence[str]) -> None:
+    # Standard output belongs to the protocol; clients keep what a server says on standard error.
+    process.write_stderr(escape(f"{NAME}: {made(path, passed)}"))
 
 
 def serve(place: str, owner: Owner, *, give_back: bool) -> None:

@@ -845,8 +845,11 @@ def begin_step(
     *,
     once: bool = False,
     process: StepProcess | None = None,
+    command_sha256: str | None = None,
 ) -> Checkpoint:
     """Mark the step begun under the present token, by ``process``: its command, or the caller that does it.
+
+    ``command_sha256``: hash of the arguments of that command, where it is known.
 
     A repeatable step in doubt begins again; so does a failed one; the same caller may ask again. Raises InDoubt for one
     marked once that has begun, InvalidTransition for one that is completed or skipped (or the run blocked), NotFound
@@ -894,7 +897,56 @@ def begin_step(
         error=None,
         **_UNTOLD,
     )
-    return _moved(checkpoint, begun._replace(process=process), now)
+    begun = begun._replace(process=process, command_sha256=command_sha256)
+    return _moved(checkpoint, begun, now)
+
+
+def refuse_other_command(checkpoint: Checkpoint, name: str, command_sha256: str | None) -> None:
+    """Raises Conflict where the step was completed by another command under the present claim: two things share its
+    name, and the second would be left out. Under a later claim it may be another: the script was changed since. So it
+    may be where no command completed it, but a person, or a look at its effect."""
+    step = checkpoint.step(name)
+    if step is None or step.status is not StepStatus.COMPLETED or not checkpoint.unfinished or step.exit_code is None:
+        return
+    same_claim = checkpoint.lease is not None and step.token == checkpoint.token
+    if same_claim and None not in (step.command_sha256, command_sha256) and step.command_sha256 != command_sha256:
+        raise Conflict(
+            f"step {name!r} of {checkpoint.id} was completed in this attempt by another command, and this one was not"
+            " run: give each of the two a name of its own",
+            hint=f"checkpoint-tool show {checkpoint.id}",
+        )
+
+
+def invoke_step(
+    checkpoint: Checkpoint,
+    name: str,
+    standing: Standing,
+    now: datetime,
+    process: StepProcess | None,
+    command_sha256: str | None,
+) -> Checkpoint:
+    """The run is one command, and its step ``name`` begins. Raises what ``begin_step`` raises."""
+    invoked = checkpoint._replace(invoked=True)
+    return begin_step(invoked, name, standing, now, process=process, command_sha256=command_sha256)
+
+
+def refuse_other_invocation(checkpoint: Checkpoint, name: str, command_sha256: str | None) -> None:
+    """Raises Conflict where the key names a run of another command: its receipt says nothing about this one."""
+    step = checkpoint.step(name)
+    # Version 0.1.0 recorded no command: what it ran is taken for the same.
+    if step is None or None in (step.command_sha256, command_sha256) or step.command_sha256 == command_sha256:
+        return
+    key = shown(checkpoint.idempotency_key)
+    if checkpoint.unfinished:
+        raise Conflict(
+            f"key {key} belongs to a run of {checkpoint.workflow} with another command, which is unfinished: use another key;"
+            " or, if that command is not to be tried again, take its step back",
+            hint=f"checkpoint-tool update {checkpoint.id} --retry {name}",
+        )
+    raise Conflict(
+        f"key {key} belongs to a finished run of {checkpoint.workflow} with another command: use another key",
+        hint=f"checkpoint-tool show {checkpoint.id}",
+    )
 
 
 def end_step(
@@ -1048,6 +1100,13 @@ def finish(
     if checkpoint.status is status:
         return checkpoint
     _refuse_finished(checkpoint)
+    if status is Status.COMPLETED and checkpoint.open_plan and not checkpoint.steps and reason is None:
+        # All of its step names may have been refused: completed, the key would be used up with nothing done.
+        raise InvalidTransition(
+            f"{checkpoint.id} has no step: nothing was begun that could be complete. Begin a step, or cancel the run;"
+            " if there was nothing to do, complete it with --force --reason TEXT",
+            hint=f"checkpoint-tool complete {checkpoint.id} --force --reason 'nothing to do'",
+        )
     left = [step for step in checkpoint.steps if step.status not in DONE]
     if status is Status.COMPLETED and left and reason is None:
         doubtful = in_doubt(checkpoint, standing)

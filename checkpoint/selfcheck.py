@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from checkpoint import __version__, model, monitor, process
 from checkpoint._load import load
 from checkpoint.codec import timestamp
-from checkpoint.config import parse_duration, store_path
+from checkpoint.config import directory, found_store, parse_duration, store_path
 from checkpoint.errors import CheckpointError, NotFound, Usage
 from checkpoint.liveness import Look
 from checkpoint.monitor import Finding, Kind, Policy, Reason, Report, Severity
@@ -77,6 +77,8 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     if options.ping is not None:
         _ping(options.ping, "/start", "", environ)
     report = check(stores, Policy(threshold_s=options.threshold, critical_s=options.critical), utc_now())
+    if not options.store and not options.root and store_path(None, environ) is None:
+        report = _with_search(report)
     events: Sequence[Mapping[str, Any]] = ()
     if recorded:
         settings = load("checkpoint.oncall:settings")(options, stores)
@@ -138,6 +140,20 @@ def check(stores: Sequence[str], policy: Policy, now: datetime) -> Report:
         except CheckpointError as error:
             findings.append(monitor.missing_store(store, error.message))
     return monitor.report(now, stores, findings, unfinished, policy, idle_since)
+
+
+def _with_search(report: Report) -> Report:
+    """A store that is missing, where none was named: the finding says in which directories it was looked for."""
+    looked = load("checkpoint.store.search:search")().looked
+    if not looked:
+        return report
+    found = [
+        finding._replace(detail=f"{finding.detail}, looked for in {', '.join(looked)}")
+        if finding.reason is Reason.MISSING_STORE
+        else finding
+        for finding in report.findings
+    ]
+    return report._replace(findings=tuple(found))
 
 
 def _material(report: Report) -> Any:
@@ -275,6 +291,10 @@ def configured(made: argparse.ArgumentParser, argv: Sequence[str], environ: Mapp
     if {"store", "root"} & given.keys():
         file = {name: value for name, value in file.items() if name not in ("store", "root")}
     options = argparse.Namespace(**{**DEFAULTS, **file, **given})
+    options.store = [store_path(store, {}) for store in options.store]
+    options.root = [directory(root, "--root") for root in options.root]
+    if options.state:
+        options.state = directory(options.state, "--state")
     for name in ("state", "log", "metrics", "html", "ping"):
         if getattr(options, name) == "":
             raise Usage(f"--{name} is empty")
@@ -291,10 +311,7 @@ def seconds(value: str) -> int:
 
 def stores_of(options: argparse.Namespace, environ: Mapping[str, str]) -> list[str]:
     """The stores that are meant, each once. Raises Usage."""
-    stores = [store_path(store, environ) for store in options.store]
-    if "" in options.root:
-        raise Usage("--root is empty: name a folder")
-    found = find_stores(stores, options.root) or [store_path(None, environ)]
+    found = find_stores(options.store, options.root) or [found_store(None, environ)]
     for store in found:
         try:
             store.encode()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -52,8 +53,11 @@ class Result(NamedTuple):
 class Workspace:
     """A folder with a store in it, and the commands run there as a user would run them.
 
-    Every call is a new process with an environment free of CHECKPOINT_* but for what is given.
+    Every call is a new process with an environment free of CHECKPOINT_* but for what is given. That a first call
+    makes a store is taken out of its messages, or each test would have to expect it (``told_of_stores``).
     """
+
+    told_of_stores = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -67,7 +71,10 @@ class Workspace:
         done = subprocess.run(
             argv, cwd=self.path, env=self.environ(env), input=data, capture_output=True, timeout=timeout, check=False
         )
-        return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
+        messages = done.stderr.decode()
+        if not self.told_of_stores:
+            messages = re.sub(r"(?m)^checkpoint-tool: made a new store: .*\n", "", messages)
+        return Result(done.returncode, done.stdout.decode(), messages)
 
     def tool(self, *argv: str | bytes, **more: Any) -> Result:
         """checkpoint-tool with these arguments."""

@@ -15,7 +15,7 @@ import pytest
 from conftest import TOOL, Result, Workspace
 
 from checkpoint import Checkpoints
-from checkpoint.errors import StoreUnavailable
+from checkpoint.errors import StoreUnavailable, Usage
 
 TERMINAL = [("complete", "completed"), ("fail", "failed"), ("cancel", "cancelled")]
 FULL = Path("/dev/full")
@@ -789,6 +789,31 @@ def test_complete_wants_every_step(workspace: Workspace) -> None:
     assert (printed["status"], printed["reason"], steps(printed)["c"]) == ("completed", "c is not needed", "pending")
 
 
+@pytest.mark.parametrize("key", [(), ("--key", "k")])
+def test_an_open_plan_without_a_step_is_not_complete(workspace: Workspace, key: tuple[str, ...]) -> None:
+    """Its step names may all have been refused: the key would be used up, and nothing done."""
+    id = record(workspace, "start", "deploy", *key)["id"]
+    refused(workspace.tool("update", id, "--begin", "No Name"), 2)
+    before = workspace.snapshot()
+    refused(workspace.tool("complete", id), 15, "no step", f"checkpoint-tool complete {id} --force --reason 'nothing to do'")
+    assert workspace.snapshot() == before
+    printed = record(workspace, "complete", id, "--force", "--reason", "nothing to do")
+    assert (printed["status"], printed["steps"], printed["reason"]) == ("completed", [], "nothing to do")
+    ok(workspace, "complete", id)
+
+
+def test_an_open_plan_with_a_step_is_complete(workspace: Workspace) -> None:
+    ok(workspace, "start", "one")
+    ok(workspace, "update", "one", "--begin", "a")
+    ok(workspace, "update", "one", "--complete", "a")
+    ok(workspace, "complete", "one")
+    ok(workspace, "start", "two", "--steps", "a,b")
+    ok(workspace, "update", "two", "--skip", "a", "--skip", "b", "--reason", "not needed")
+    ok(workspace, "complete", "two")
+    ok(workspace, "start", "three")
+    ok(workspace, "cancel", "three", "--reason", "not needed")
+
+
 @pytest.mark.parametrize("verb", ["fail", "cancel"])
 def test_a_bad_end_wants_a_reason(workspace: Workspace, verb: str) -> None:
     ok(workspace, "start", "deploy")
@@ -825,6 +850,7 @@ def test_show_after_the_end_gives_the_newest(workspace: Workspace) -> None:
 
 
 def test_list_formats(workspace: Workspace) -> None:
+    workspace.store.mkdir(parents=True, mode=0o700)
     assert ok(workspace, "list").out == ""
     assert ok(workspace, "list", "--json").out == ""
     ok(workspace, "start", "two", "--steps", "a,b")
@@ -903,7 +929,8 @@ def test_errors_as_json(workspace: Workspace, argv: tuple[str, ...], code: int, 
 @pytest.mark.parametrize("verb", ["start", "resume", "update", "show", "complete", "release", "heartbeat", "pin", "unpin"])
 def test_json_is_one_object_on_stdout(workspace: Workspace, verb: str) -> None:
     ok(workspace, "start", "deploy")
-    result = ok(workspace, verb, "deploy", "--json")
+    more = ("--force", "--reason", "nothing to do") if verb == "complete" else ()
+    result = ok(workspace, verb, "deploy", "--json", *more)
     assert result.out.count("\n") == 1
     for name in ("id", "run_id", "status", "steps", "next", "in_doubt", "owner_state", "token"):
         assert name in result.json
@@ -1200,7 +1227,7 @@ def test_prune_that_has_to_stop_says_how_far_it_came(workspace: Workspace) -> No
 def test_pin_of_an_unfinished_run_lasts(workspace: Workspace) -> None:
     ok(workspace, "start", "deploy")
     ok(workspace, "pin", "deploy")
-    ok(workspace, "complete", "deploy")
+    ok(workspace, "complete", "deploy", "--force", "--reason", "nothing to do")
     assert record(workspace, "prune", "--keep", "0", "--apply")["removed"] == []
     ok(workspace, "unpin", "deploy")
     assert len(record(workspace, "prune", "--keep", "0", "--apply")["removed"]) == 1
@@ -1337,7 +1364,7 @@ def test_a_reader_that_goes_away_is_no_traceback(workspace: Workspace) -> None:
 
 @pytest.mark.parametrize("mask", ["000", "022", "077"])
 def test_files_are_private_whatever_the_umask(workspace: Workspace, mask: str) -> None:
-    script = f'umask {mask}; "$0" start deploy --key k && "$0" start plain && "$0" complete plain'
+    script = f'umask {mask}; "$0" start deploy --key k && "$0" start plain && "$0" complete plain --force --reason x'
     result = workspace.run("sh", "-euc", script, TOOL)
     assert result.code == 0, result
     for path in [workspace.store, *workspace.store.rglob("*")]:
@@ -1420,11 +1447,99 @@ def test_a_working_folder_that_is_gone_is_said(workspace: Workspace) -> None:
     assert (done.code, done.err.count("\n")) == (17, 1), done
 
 
-def test_a_store_that_is_not_there_is_said_and_nothing_is_unfinished_in_it(workspace: Workspace) -> None:
-    done = ok(workspace, "list", "--json")
-    assert done.out == ""
-    assert "no store" in done.err
+def test_a_store_that_is_not_there_is_said(workspace: Workspace) -> None:
+    for argv in (("list",), ("list", "--store", "nowhere")):
+        refused(workspace.tool(*argv), 10, "no store")
     refused(workspace.tool("resume"), 3, "no store")
+
+
+ADDRESSES = [
+    "postgresql://user:hunter2pw@db/ops",
+    "POSTGRESQL://user:hunter2pw@db/ops",
+    "postgresql:user:hunter2pw@db",
+    " mysql://user:hunter2pw@db/ops",
+    "sqlite:///ops.db?key=hunter2pw",
+    "https://user:hunter2pw@example.org/ops",
+    "jdbc:postgresql://user:hunter2pw@db/ops",
+    "user:hunter2pw@db/ops",
+    "u:hunter2pw@db/ops",
+    "//user:hunter2pw@db/ops",
+    "file://user:hunter2pw@db/ops",
+    "memory:hunter2pw",
+]
+
+
+def hidden(done: Result, code: int) -> None:
+    assert done.code == code, done
+    assert "hunter2pw" not in done.out + done.err, done
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_an_address_that_is_no_directory_is_refused_and_not_shown(workspace: Workspace, address: str) -> None:
+    argv = ["start", "deploy", "--steps", "a"]
+    refused(workspace.tool(*argv, "--store", address), 2)
+    for done in (
+        workspace.tool(*argv, f"--store={address}", "--json"),
+        workspace.tool(*argv, env={"CHECKPOINT_STORE": address}),
+    ):
+        hidden(done, 2)
+    hidden(workspace.selfcheck("--root", address), 3)
+    with pytest.raises(Usage) as raised:
+        Checkpoints(address)
+    assert "hunter2pw" not in raised.value.message
+    assert workspace.snapshot() == {}, "nothing is made"
+
+
+def test_every_way_to_name_a_store_refuses_an_address(workspace: Workspace) -> None:
+    address = ADDRESSES[0]
+    for done in (
+        workspace.tool("list", "--store", address),
+        workspace.tool("resume", env={"CHECKPOINT_STORE": address}),
+        workspace.tool("exec", "deploy", "--store", address, "--", "true"),
+        workspace.tool("watch", "--json", "--store", address),
+        workspace.tool("mcp", "--store", address, input=""),
+        workspace.tool("agents", "brief", "--store", address),
+        workspace.tool("agents", "install", "--store", address),
+        workspace.tool("schedule", "install", "--print", "--", "--store", address),
+        workspace.tool("schedule", "install", address),
+    ):
+        hidden(done, 2)
+    files = {"store.toml": address, "root.toml": [address], "state.toml": address}
+    for file, value in files.items():
+        (workspace.path / file).write_text(f"{Path(file).stem} = {json.dumps(value)}\n")
+        hidden(workspace.selfcheck("--config", file), 3)
+    for argv in (
+        ["--store", address],
+        ["--state", address],
+        ["incidents", "--store", address],
+        ["incidents", "--state", address],
+        ["ack", "deploy", "--for", "1h", "--by", "me", "--reason", "x", "--root", address],
+    ):
+        hidden(workspace.selfcheck(*argv), 3)
+    hidden(workspace.selfcheck(env={"CHECKPOINT_STORE": address}), 3)
+    assert sorted(workspace.snapshot()) == sorted(files), "nothing is made"
+
+
+@pytest.mark.parametrize("name", ["a:b", "C:", "C:\\ops", "./team:ops", "x/http://y", "2026-01-01T10:00", "größe:ops"])
+def test_a_directory_with_a_colon_in_its_name(workspace: Workspace, name: str) -> None:
+    ok(workspace, "start", "deploy", "--steps", "a", "--store", name)
+    assert (workspace.path / name / "deploy.json").is_file()
+    assert workspace.selfcheck("--store", name).code == 0
+
+
+@pytest.mark.parametrize("form", ["file:{}", "file://{}", "FILE:{}"])
+def test_a_directory_as_a_file_address(workspace: Workspace, form: str) -> None:
+    place = workspace.path / "ops"
+    address = form.format(place)
+    ok(workspace, "start", "deploy", "--steps", "a", "--store", address)
+    assert (place / "deploy.json").is_file()
+    ok(workspace, "list", env={"CHECKPOINT_STORE": address})
+    assert workspace.selfcheck("--store", address).code == 0
+    assert f"CHECKPOINT_STORE={place}\n" in ok(workspace, "resume", "--format", "env", "--store", address).out.replace("'", "")
+    shown = ok(workspace, "run", "deploy", "a", "--store", address, "--", "sh", "-c", "echo $CHECKPOINT_STORE").out
+    assert shown == f"{place}\n"
+    assert sorted(workspace.path.glob("*")) == [place], "and nothing else is made"
 
 
 def test_when_all_is_damaged_that_is_not_nothing_to_resume(workspace: Workspace) -> None:

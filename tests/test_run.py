@@ -434,14 +434,14 @@ def test_what_another_has_just_completed_is_done(workspace: Workspace, begin: Be
     late = (need_program("strace"), "-qq", "-o", "log", "-e", "trace=clone,clone3,fork,vfork")
     late += ("-e", "inject=clone,clone3,fork,vfork:delay_enter=1500000:when=1")
     (workspace.path / "pid").write_text("0")
-    argv = [*late, TOOL, "run", "deploy", "a", *sh("touch ran")]
+    argv = [*late, TOOL, "run", "deploy", "a", *sh("echo >> ran")]
     with subprocess.Popen(argv, cwd=workspace.path, env=workspace.environ(), stderr=subprocess.PIPE) as running:
         until(lambda: "(" in log.read_text() if (log := workspace.path / "log").exists() else "")
-        assert run(workspace, "a", "--", "true").code == 0
+        assert run(workspace, "a", *sh("echo >> ran")).code == 0
         assert running.stderr
         words = running.stderr.read().decode()
     assert (running.returncode, words.count("\n")) == (0, 1), words
-    assert not (workspace.path / "ran").exists()
+    assert (workspace.path / "ran").read_text() == "\n"
 
 
 def test_two_steps_at_once_of_a_run_that_nobody_held(workspace: Workspace, begin: Begin) -> None:
@@ -1444,7 +1444,7 @@ def test_a_step_that_is_not_in_the_plan(workspace: Workspace) -> None:
         ("c", "completed", True),
     ]
     # What is there already is not added twice, and what was added is no other plan.
-    assert run(workspace, "c", "--add", "--", "false").code == 0
+    assert run(workspace, "c", "--add", *sh("touch ran")).code == 0
     start(workspace, "--steps", "a,b")
 
 
@@ -1694,7 +1694,7 @@ def test_the_tools_own_words_may_be_lost(workspace: Workspace) -> None:
     """What it says about a step that is done matters less than that it is done."""
     start(workspace)
     assert run(workspace, "a", "--", "true").code == 0
-    assert workspace.run("sh", "-c", '"$@" 2> /dev/full', "sh", TOOL, "run", "deploy", "a", "--", "false").code == 0
+    assert workspace.run("sh", "-c", '"$@" 2> /dev/full', "sh", TOOL, "run", "deploy", "a", "--", "true").code == 0
     result = workspace.run("sh", "-c", '"$@" > /dev/full', "sh", TOOL, "run", "deploy", "b", "--json", "--", "true")
     assert result.code == 22, "applied, not reported"
     assert step(workspace, "b")["status"] == "completed"
@@ -2213,9 +2213,136 @@ def test_exec_with_a_key_that_failed_is_unfinished_and_free(workspace: Workspace
 def test_exec_with_a_key_says_that_it_is_done(workspace: Workspace) -> None:
     assert workspace.tool("exec", "mail", "--key", "may", "--", "true").code == 0
     before = workspace.snapshot()
-    again = workspace.tool("exec", "mail", "--key", "may", *sh("touch ran"))
+    again = workspace.tool("exec", "mail", "--key", "may", "--", "true")
     assert (again.code, again.out, again.err.count("\n")) == (0, "", 1)
     assert workspace.snapshot() == before
+
+
+def test_a_key_of_exec_goes_with_one_command(workspace: Workspace) -> None:
+    assert workspace.tool("exec", "ops", "--key", "r7", "--", "echo", "staging").out == "staging\n"
+    before = workspace.snapshot()
+    for other in (["echo", "PRODUCTION"], ["echo"], ["echo", "staging", ""], ["echo staging"]):
+        refused(workspace.tool("exec", "ops", "--key", "r7", "--", *other), 14, "key 'r7'", "another command", "another key")
+    secret = workspace.tool("exec", "ops", "--key", "r7", "--", "deploy", "--password=hunter2pw")
+    refused(secret, 14)
+    assert "hunter2pw" not in secret.err
+    assert workspace.snapshot() == before
+    assert workspace.tool("exec", "ops", "--key", "r7", "--", "echo", "staging").code == 0
+    assert workspace.tool("exec", "ops", "--key", "r8", "--", "echo", "PRODUCTION").out == "PRODUCTION\n"
+
+
+def test_words_of_a_command_are_not_joined(workspace: Workspace) -> None:
+    words = [("a b",), ("a", "b"), ("a\nb",), ("a", "", "b"), (b"a\xffb",), ("a\ufffdb",)]
+    for number, one in enumerate(words):
+        assert workspace.tool("exec", "ops", "--key", str(number), "--", "true", *one).code == 0
+        for other in words:
+            code = workspace.tool("exec", "ops", "--key", str(number), "--", "true", *other).code
+            assert code == (0 if other == one else 14), (one, other)
+
+
+def test_a_failed_command_of_a_key_is_changed_by_taking_it_back(workspace: Workspace) -> None:
+    assert workspace.tool("exec", "ops", "--key", "r7", *sh("exit 3")).code == 3
+    (row,) = history(workspace, "ops")
+    other = workspace.tool("exec", "ops", "--key", "r7", *sh("touch ran"))
+    refused(other, 14, "unfinished", f"checkpoint-tool update {row['id']} --retry command")
+    assert not (workspace.path / "ran").exists()
+    (row,) = history(workspace, "ops")
+    assert (row["status"], row["lease"]) == ("in_progress", None), "the refused one does not keep it"
+    assert workspace.tool("exec", "ops", "--key", "r7", *sh("exit 3")).code == 3, "the same one is tried again"
+    assert workspace.tool("update", row["id"], "--retry", "command").code == 0
+    assert workspace.tool("exec", "ops", "--key", "r7", *sh("touch ran")).code == 0
+    assert (workspace.path / "ran").exists()
+
+
+def test_a_killed_command_of_a_key_is_not_followed_by_another(workspace: Workspace, begin: Begin) -> None:
+    running = begin("exec", "mail", "--key", "may", *sh(HOLD))
+    refused(workspace.tool("exec", "mail", "--key", "may", "--", "true"), 11)
+    running.kill()
+    running.wait()
+    until(lambda: ended(pid(workspace)))
+    refused(workspace.tool("exec", "mail", "--key", "may", *sh("touch ran")), 14, "another command")
+    assert not (workspace.path / "ran").exists()
+
+
+def without_command(path: Path) -> None:
+    """As version 0.1.0 wrote it."""
+    content = json.loads(path.read_text())
+    content.pop("invoked", None)
+    for one in content["steps"]:
+        one.pop("command_sha256", None)
+    del content["digest"]
+    raw = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    path.write_text(json.dumps(content | {"digest": hashlib.sha256(raw + b"\n").hexdigest()}))
+
+
+def test_a_receipt_of_a_version_that_recorded_no_command(workspace: Workspace) -> None:
+    assert workspace.tool("exec", "ops", "--key", "r7", "--", "true").code == 0
+    (receipt,) = (workspace.store / "done").glob("ops-*.json")
+    without_command(receipt)
+    assert workspace.tool("verify").code == 0
+    assert workspace.tool("exec", "ops", "--key", "r7", *sh("touch ran")).code == 0
+    assert not (workspace.path / "ran").exists()
+    # One that was left unfinished then goes on, and from now on its command is known.
+    assert workspace.tool("exec", "ops", "--key", "r9", "--", "false").code == 1
+    (unfinished,) = workspace.store.glob("ops-*.json")
+    without_command(unfinished)
+    assert workspace.tool("exec", "ops", "--key", "r9", *sh("exit 4")).code == 4
+    refused(workspace.tool("exec", "ops", "--key", "r9", "--", "true"), 14)
+
+
+def test_without_a_key_each_exec_may_be_another_command(workspace: Workspace) -> None:
+    for text in ("exit 0", "exit 3", "exit 4"):
+        workspace.tool("exec", "backup", *sh(text))
+    rows = history(workspace, "backup")
+    assert sorted(row["steps"][0]["exit_code"] for row in rows) == [0, 3, 4]
+    assert {row["invoked"] for row in rows} == {True}
+    assert len({row["steps"][0]["command_sha256"] for row in rows}) == 3
+
+
+def test_what_exec_begins_is_marked_so(workspace: Workspace) -> None:
+    workspace.tool("exec", "ops", "--key", "r7", "--", "true")
+    workspace.tool("exec", "ops", "--key", "r8", "--", "false")
+    assert [row["invoked"] for row in history(workspace, "ops")] == [True, True]
+    start(workspace)
+    assert workspace.record()["invoked"] is False
+
+
+def test_a_completed_step_refuses_another_command_in_the_same_attempt(workspace: Workspace) -> None:
+    start(workspace)
+    assert run(workspace, "a", *sh("echo one >> ran")).code == 0
+    assert run(workspace, "a", *sh("echo one >> ran")).code == 0
+    before = workspace.snapshot()
+    refused(run(workspace, "a", *sh("echo two >> ran")), 14, "'a'", "another command", "a name of its own")
+    assert workspace.snapshot() == before
+    refused(workspace.tool("begin", "deploy", "a", "--", "other"), 14)
+    assert workspace.tool("begin", "deploy", "a").out == "done\n", "a caller who names none"
+    # A later claim: the script was changed since.
+    assert workspace.tool("release", "deploy").code == 0
+    assert workspace.tool("resume", "deploy").code == 0
+    assert run(workspace, "a", *sh("echo two >> ran")).code == 0
+    assert (workspace.path / "ran").read_text() == "one\n"
+
+
+def test_another_command_may_try_what_one_has_failed(workspace: Workspace) -> None:
+    start(workspace)
+    assert run(workspace, "a", "--", "false").code == 1
+    assert run(workspace, "a", "--", "true").code == 0
+    refused(run(workspace, "a", "--", "false"), 14)
+
+
+def test_a_step_that_a_person_settled_takes_any_command(workspace: Workspace) -> None:
+    start(workspace)
+    assert run(workspace, "a", "--", "false").code == 1
+    assert workspace.tool("update", "deploy", "--complete", "a").code == 0
+    assert run(workspace, "a", "--", "true").code == 0
+
+
+def test_a_finished_run_takes_any_command_as_done(workspace: Workspace) -> None:
+    start(workspace, "--steps", "a", "--key", "k")
+    (row,) = history(workspace, "deploy")
+    assert workspace.tool("run", row["id"], "a", "--", "true").code == 0
+    assert workspace.tool("complete", row["id"]).code == 0
+    assert workspace.tool("run", row["id"], "a", "--", "false").code == 0
 
 
 def test_exec_with_a_key_twice_at_once(workspace: Workspace, begin: Begin) -> None:
@@ -2225,12 +2352,13 @@ def test_exec_with_a_key_twice_at_once(workspace: Workspace, begin: Begin) -> No
 
 
 def test_exec_with_a_key_that_was_killed_is_tried_again(workspace: Workspace, begin: Begin) -> None:
-    running = begin("exec", "mail", "--key", "may", *sh(HOLD))
+    command = sh(f"[ $CHECKPOINT_ATTEMPT = 1 ] || {{ echo $CHECKPOINT_ATTEMPT; exit 0; }}; {HOLD}")
+    running = begin("exec", "mail", "--key", "may", *command)
     running.kill()
     running.wait()
     until(lambda: ended(pid(workspace)))
     assert status(workspace, "mail") == (31, "interrupted")
-    assert workspace.tool("exec", "mail", "--key", "may", *sh("echo $CHECKPOINT_ATTEMPT")).out == "2\n"
+    assert workspace.tool("exec", "mail", "--key", "may", *command).out == "2\n"
     assert status(workspace, "mail") == (0, "completed")
 
 
@@ -2445,7 +2573,7 @@ def test_what_the_owner_starts_needs_no_token(workspace: Workspace) -> None:
 ( {TOOL} run deploy a -- echo sub; true )
 make -s
 bash -c '{TOOL} run deploy c -- echo inner; true'
-{TOOL} run deploy a -- echo again
+{TOOL} run deploy a -- echo sub
 """
     (workspace.path / "s").write_text(text)
     done = workspace.run("bash", "-e", "s")

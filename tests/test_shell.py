@@ -532,6 +532,177 @@ ckpt_complete
     completed(workspace, "a", "second")
 
 
+@every
+def test_complete_without_a_step_is_refused(workspace: Workspace, shell: str) -> None:
+    """A script without set -e whose step names were all refused must not use its key up."""
+    text = """
+ckpt_start deploy --key k
+ckpt_step 'No Name' ./effect 1
+echo $?
+ckpt_complete
+echo $?
+"""
+    result = play(workspace, shell, text, mode="set -u")
+    assert (result.code, result.out) == (0, "2\n15\n"), result
+    assert "has no step" in result.err
+    text = """
+ckpt_start deploy --key k
+ckpt_complete --force --reason 'nothing to do'
+"""
+    assert play(workspace, shell, text).code == 0
+    assert effects(workspace) == []
+
+
+@every
+def test_another_command_under_a_completed_name_is_refused(workspace: Workspace, shell: str) -> None:
+    """Two file names that are made into one step name: the second file would be left out in silence."""
+    text = """
+ckpt_start deploy --key k
+ckpt_step load ./effect 'a b.csv'
+ckpt_step load ./effect 'a b.csv'
+echo $?
+ckpt_step load ./effect a b.csv
+echo $?
+ckpt_step load ./effect 'a b.csv' ''
+echo $?
+ckpt_step load ./same 'a b.csv'
+echo $?
+ckpt_complete
+echo $?
+"""
+    result = play(workspace, shell, text, mode="set -u")
+    assert result.out == "0\n14\n14\n14\n0\n", result
+    assert result.err.count("another command") == 3
+    assert effects(workspace) == ["a b.csv"]
+
+
+@every
+def test_another_command_ends_a_strict_script(workspace: Workspace, shell: str) -> None:
+    text = """
+ckpt_start deploy
+for file in 'a b' a-b; do
+    ckpt_step load ./effect "$file"
+done
+ckpt_complete
+"""
+    if shell == "fish":
+        text = text.replace("; do", "").replace("done", "end").replace('"$file"', '"$file"; or exit')
+    result = play(workspace, shell, text)
+    assert (result.code, effects(workspace), record(workspace)["status"]) == (14, ["a b"], "in_progress"), result
+
+
+@every
+def test_after_a_restart_a_changed_command_leaves_the_step_done(workspace: Workspace, shell: str) -> None:
+    text = """
+ckpt_start deploy --key k
+ckpt_step load ./effect 1
+ckpt_step next test -e go
+ckpt_complete
+"""
+    assert play(workspace, shell, text).code == 1
+    (workspace.path / "go").touch()
+    again = play(workspace, shell, text.replace("./effect 1", "./effect 2"))
+    assert again.code == 0, again
+    assert effects(workspace) == ["1"]
+    assert play(workspace, shell, text.replace("./effect 1", "./effect 3")).code == 0, "nor is its receipt asked"
+    assert effects(workspace) == ["1"]
+
+
+@every
+def test_another_command_may_try_what_one_has_failed(workspace: Workspace, shell: str) -> None:
+    text = """
+ckpt_start deploy
+ckpt_step load ./fails 3 || ckpt_step load ./effect 1
+ckpt_complete
+"""
+    if shell == "fish":
+        text = text.replace("||", "; or")
+    assert play(workspace, shell, text, mode="set -u").code == 0
+    assert effects(workspace) == ["1"]
+
+
+@posix
+def test_a_session_and_a_subshell_know_a_command_as_the_same(workspace: Workspace, shell: str) -> None:
+    text = """
+ckpt_start deploy
+ckpt_step load ./effect "$@"
+(ckpt_step load ./effect "$@")
+ckpt_step load ./effect "$@" | cat
+checkpoint-tool run "$CHECKPOINT_ID" load -- ./effect "$@"
+(ckpt_step next ./effect "$@")
+ckpt_step next ./effect "$@"
+"""
+    assert play(workspace, shell, text, *AWKWARD).code == 0
+    assert len((workspace.path / "effects").read_bytes().split(b" two  spaces ")) == 3, "two effects, one for each name"
+
+
+@every
+def test_a_command_of_any_length(workspace: Workspace, shell: str) -> None:
+    """A function takes more than the system lets a program have: in words, and in one of them."""
+    big, many = workspace.path / "big", workspace.path / "many"
+    big.write_text("x" * 300_000)
+    many.write_text("\n".join(str(number) for number in range(12_000)))
+    text = """
+count() { echo $# >> effects; }
+ckpt_start deploy
+ckpt_step one count "$(cat big)"
+ckpt_step two count $(cat many)
+ckpt_step two count $(cat many)
+ckpt_step two count $(cat many) x
+echo $?
+"""
+    if shell == "fish":
+        text = text.replace("count() { echo $# >> effects; }", "function counted; count $argv >> effects; end")
+        text = text.replace(" count ", " counted ").replace('"$(cat big)"', "(cat big)").replace("$(cat many)", "(cat many)")
+        text = text.replace("$?", "$status")
+    if shell == "zsh":
+        text = "setopt sh_word_split\n" + text
+    result = play(workspace, shell, text, mode="set -u")
+    assert (result.code, result.out) == (0, "14\n"), result
+    assert effects(workspace) == ["1", "12000"]
+
+
+@every
+def test_the_words_of_a_command_are_in_no_list_of_processes(workspace: Workspace, shell: str) -> None:
+    """A function may be given a password: it never stood in the arguments of any program."""
+    tool = workspace.path / "watched"
+    tool.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >> seen\nexec {TOOL} "$@"\n')
+    tool.chmod(0o755)
+    text = """
+login() { :; }
+ckpt_start deploy
+ckpt_step login login hunter2pw
+"""
+    if shell in SESSION:
+        text = text.replace("ckpt_step login login hunter2pw", "( ckpt_step login login hunter2pw )")
+    if shell == "fish":
+        text = text.replace("login() { :; }", "function login; true; end")
+    result = play(workspace, shell, text, env={"CHECKPOINT_TOOL": str(tool)})
+    assert result.code == 0, result
+    seen = (workspace.path / "seen").read_text()
+    assert "begin\n" in seen
+    assert "hunter2pw" not in seen
+
+
+@every
+def test_a_script_that_is_called_from_a_directory_below_finds_its_run(workspace: Workspace, shell: str) -> None:
+    text = f"""
+ckpt_start send --key k
+ckpt_step send {workspace.path}/effect 1
+ckpt_complete
+"""
+    argv = script(workspace, shell, text)
+    below = Workspace(workspace.path / "x/y")
+    below.path.mkdir(parents=True)
+    env = surroundings(workspace)
+    assert workspace.run(*argv, env=env).code == 0
+    again = below.run(*argv, env=env)
+    assert again.code == 0, again
+    assert effects(workspace) == ["1"]
+    assert not (below.path / "effects").exists()
+    assert not (below.path / "memory").exists()
+
+
 @most
 def test_complete_with_steps_left_is_refused(workspace: Workspace, shell: str) -> None:
     text = """

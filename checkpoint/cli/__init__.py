@@ -97,8 +97,8 @@ def _program(
 ) -> None:
     """Work that survives a restart: checkpoint, restart, wake, resume from file.
 
-    Every verb takes --store DIR (else $CHECKPOINT_STORE, else memory/checkpoints) and --json. Durations read 90s 10m
-    2h 7d. A value `-` is read from standard input, `@FILE` from a file.
+    Every verb takes --store DIR (else $CHECKPOINT_STORE, else the nearest memory/checkpoints from the working
+    directory upwards) and --json. Durations read 90s 10m 2h 7d. A value `-` is read from standard input, `@FILE` from a file.
     """
 
 

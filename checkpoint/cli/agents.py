@@ -16,8 +16,8 @@ from checkpoint._load import load
 from checkpoint.api import json_object
 from checkpoint.api import owner as make_owner
 from checkpoint.cli.options import Agent, Json, Store, emit, say
-from checkpoint.config import store_path
-from checkpoint.errors import Conflict, NotFound, Usage
+from checkpoint.config import DEFAULT_STORE, found_store, store_path
+from checkpoint.errors import Conflict, NotFound, StoreUnavailable, Usage
 from checkpoint.render import text
 
 agents = typer.Typer(
@@ -56,7 +56,10 @@ def brief(
             raise Usage(f"{what} is longer than 256 characters, and has to be shown in commands")
     given = environ.get("CHECKPOINT_OWNER") or None
     name = owner or given or (_session() if hook else None) or f"agent-{uuid.uuid4().hex[:8]}"
-    place = store_path(store, environ)
+    try:
+        place = found_store(store, environ)
+    except StoreUnavailable:
+        place = DEFAULT_STORE  # the brief says why it cannot be read: a hook that fails would end the session
     found = load("checkpoint.agents:look")(place, make_owner(name, time_held=True), agent)
     caller = know(None if name == given else name, agent, store)
     write = load("checkpoint.agents:document" if json else "checkpoint.agents:text")
@@ -82,6 +85,8 @@ def install(
     for one in targets:
         if one not in known:
             raise Usage(f"--target {one!r} is none of {', '.join(known)}")
+    if store is not None:
+        store = store_path(store, {})
     if check + remove + print_ > 1:
         raise Usage("--check, --remove and --print exclude each other")
     changes = load("checkpoint.agent_files:plan")(dir, targets, store, remove=remove)
@@ -100,7 +105,7 @@ def install(
     lines = [text.to_json({"dir": dir, "files": rows})] if json else [text.to_tsv(row.values()) for row in rows]
     emit("".join(line + "\n" for line in lines), changed=not check)
     if not remove:
-        _warn_of_git(os.path.join(dir, store_path(store, environ)))
+        _warn_of_git(os.path.join(dir, store_path(store, environ) or DEFAULT_STORE))
     if not check:
         if {"path": ".codex/hooks.json", "state": "written"} in rows:
             say("checkpoint-tool: Codex asks you to review and trust a new hook before it runs: type /hooks in it")

@@ -9,7 +9,7 @@ from checkpoint import process
 from checkpoint._load import load
 from checkpoint.api import owner as make_owner
 from checkpoint.cli.options import Json, LeaseTime, OwnerName, Store, say, seconds
-from checkpoint.config import store_path
+from checkpoint.config import found_store
 from checkpoint.errors import Usage
 from checkpoint.model import DEFAULT_LEASE_S
 
@@ -25,7 +25,7 @@ def mcp(owner: OwnerName = None, lease: LeaseTime = None, json: Json = False, st
             f"the MCP server needs the package mcp ({error})", hint="python -m pip install 'checkpoint-tool[mcp]'"
         ) from None
     # Absolute: the commands in errors are typed in whatever folder the agent's shell is.
-    place = abspath(expanduser(store_path(store, environ)))
+    place = abspath(expanduser(found_store(store, environ)))
     name = owner or environ.get("CHECKPOINT_OWNER") or None
     who = make_owner(name or process.owner_name(process.own_pid()), lease_s=seconds(lease) or DEFAULT_LEASE_S, time_held=True)
     if name is None:

@@ -2,6 +2,7 @@
 
 import functools
 import sys
+from collections.abc import Sequence
 from os import environ
 from typing import Annotated, BinaryIO
 
@@ -73,7 +74,13 @@ def _checkpoints(
         lease_s=seconds(lease),
         time_held=owner_pid is None,
     )
-    return Checkpoints(store_path(store, environ), owner=who, allow_secrets=allow_secret, caller_pid=caller_pid)
+    place = store_path(store, environ)
+    return Checkpoints(place, owner=who, allow_secrets=allow_secret, caller_pid=caller_pid, made=say_made)
+
+
+def say_made(path: str, passed: Sequence[str]) -> None:
+    """Say that a store is new, and where: a run that was expected to be known may stand in another."""
+    say(f"checkpoint-tool: {text.made(path, passed)}")
 
 
 def open_workflow(

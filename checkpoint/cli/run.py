@@ -71,7 +71,7 @@ def run(
     wanted = Command(
         argv=command or (),
         # A command that asks about its own run must find it, from whatever folder.
-        environ=environ if store is None else environ | {STORE_VARIABLE: abspath(expanduser(store))},
+        environ=environ if store is None else environ | {STORE_VARIABLE: _full(workflow.location)},
         verify=verify,
         timeout_s=seconds(timeout),
         retries=retries,
@@ -134,6 +134,10 @@ def status(
     line = text.to_json(text.status_document(checkpoint, state)) if json else text.status_line(checkpoint, state)
     emit(line + "\n", changed=False)
     return STATUS_CODES[state]
+
+
+def _full(path: str) -> str:
+    return abspath(expanduser(path))
 
 
 def _told(ran: Ran, what: str, *, json: bool) -> int:

@@ -1,11 +1,12 @@
 """begin and end, by which the shell functions wrap what is no command. Apart from ``run``: each is a process, twice for a step
 in a POSIX shell, and needs nothing of what runs commands."""
 
+import os
 from typing import Annotated
 
 import typer
 
-from checkpoint.cli.options import Id, Json, OwnerName, Store, Token, emit, open_workflow
+from checkpoint.cli.options import Id, Json, OwnerName, Store, Token, emit, open_workflow, standard_input
 from checkpoint.errors import InvalidTransition, Usage
 from checkpoint.model import DONE, Outcome, StepStatus
 from checkpoint.render import text
@@ -16,12 +17,20 @@ CallerPid = Annotated[
     int | None,
     typer.Option("--caller-pid", metavar="PID", help="The (sub)shell that does the step. [the caller]", show_default=False),
 ]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[-- COMMAND...]", help="What the caller will run.", show_default=False),
+]
 Add = Annotated[bool, typer.Option("--add", help="Append the step if the plan has none of that name.")]
 
 
 def begin(
     id: Id,
     step: StepName,
+    command: Words = None,
+    command_stdin: Annotated[
+        bool, typer.Option("--command-stdin", help="Read the command from stdin, a NUL behind each argument.")
+    ] = False,
     once: Once = False,
     add: Add = False,
     ask: Annotated[bool, typer.Option("--ask", help="In doubt: say so, and do not begin.")] = False,
@@ -32,12 +41,16 @@ def begin(
     json: Json = False,
     store: Store = None,
 ) -> None:
-    """Begin a step, unless it is done already. Prints begun, done, or with --ask in_doubt."""
+    """Begin a step, unless it is done already. Prints begun, done, or with --ask in_doubt.
+
+    COMMAND is not run: by it, another command under the name of a completed step is noticed (exit 14).
+    """
+    words = _words(command, from_stdin=command_stdin)
     workflow = open_workflow(id, store, owner, token, caller_pid=caller_pid)
     stored = workflow.checkpoint.step(step)
     begun = stored is not None and stored.status is StepStatus.BEGUN
     if stored is not None and stored.status in DONE:
-        workflow.done(step)
+        workflow.done(step, command=words)
         answer = "done"
     elif begun and ask:
         answer = "in_doubt"
@@ -46,12 +59,22 @@ def begin(
             workflow.end(step, Outcome(in_place=False, error="its effect is not in place"))
         answer = "begun"
         try:
-            workflow.begin(step, once=once, add=add)
+            workflow.begin(step, once=once, add=add, command=words)
         except InvalidTransition:
-            if workflow.done(step) is None:
+            if workflow.done(step, command=words) is None:
                 raise
             answer = "done"  # by somebody else, since we looked
     emit((text.to_json({"answer": answer}) if json else answer) + "\n", changed=answer == "begun")
+
+
+def _words(command: list[str] | None, *, from_stdin: bool) -> list[str] | None:
+    if from_stdin and command:
+        raise Usage("--command-stdin and -- COMMAND exclude each other")
+    if not from_stdin:
+        return command or None
+    # All of it, however long: under pipefail a pipe that is closed early would fail the step.
+    given = standard_input("--command-stdin").read()
+    return [os.fsdecode(word) for word in given.removesuffix(b"\0").split(b"\0")] if given else None
 
 
 def end(

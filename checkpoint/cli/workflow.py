@@ -34,7 +34,7 @@ from checkpoint.cli.options import (
     standard_input,
     warn_if_unwatched,
 )
-from checkpoint.errors import NotFound, Usage
+from checkpoint.errors import Usage
 from checkpoint.model import PlanStep, Status, View
 from checkpoint.render import text
 
@@ -330,11 +330,7 @@ def list_(
         raise Usage(f"--status {status!r} is none of {', '.join(Status)}")
     checkpoints = open_checkpoints(store)
     wanted = None if status is None else Status(status)
-    try:
-        found = list(checkpoints.list(finished=all, status=wanted, workflow=workflow))
-    except NotFound as error:
-        found = []  # nothing is unfinished where nothing has begun; but the name of the store may be wrong
-        say(f"checkpoint-tool: {error.message}")
+    found = list(checkpoints.list(finished=all, status=wanted, workflow=workflow))
     now = checkpoints.store.now()
     if form == "table":
         rows = [_cells(listed, now) for listed in found]

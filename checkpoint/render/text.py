@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -131,6 +131,12 @@ def brief(view: View) -> str:
     if view.next:
         words.append(f"next: {named(view.next)}")
     return escape(", ".join(words))
+
+
+def made(path: str, passed: Sequence[str]) -> str:
+    """That a store is new, and where; ``passed``: stores of other users that the search passed over."""
+    words = f"made a new store: {path}"
+    return f"{words} (passed over, as another user owns it: {', '.join(passed)})" if passed else words
 
 
 def status_line(checkpoint: Checkpoint, state: RunState) -> str:

@@ -53,7 +53,9 @@ function ckpt_step
     set -l place $CHECKPOINT_ID $name --token "$CHECKPOINT_TOKEN"
     set -l ask
     set -q _flag_verify; and set ask --ask
-    set -l answer ($CHECKPOINT_TOOL begin $place $_flag_once $_flag_add $ask </dev/null); or return
+    # The command goes through a pipe: as arguments of a program anyone could read it in ps.
+    set -l answer (builtin printf '%s\0' $argv[2..] \
+        | $CHECKPOINT_TOOL begin $place $_flag_once $_flag_add $ask --command-stdin); or return
     if test "$answer" = in_doubt
         __ckpt_look $_flag_verify
         switch $status
@@ -62,7 +64,8 @@ function ckpt_step
                 echo "$CHECKPOINT_ID: step $name: its effect is in place, not run again" >&2
                 return 0
             case 1
-                $CHECKPOINT_TOOL begin $place --absent $_flag_once $_flag_add </dev/null >/dev/null; or return
+                builtin printf '%s\0' $argv[2..] \
+                    | $CHECKPOINT_TOOL begin $place --absent $_flag_once $_flag_add --command-stdin >/dev/null; or return
             case '*'
                 echo "ckpt_step: step $name of $CHECKPOINT_ID is in doubt, and --verify could not tell whether its effect is in place" >&2
                 return 20

@@ -93,7 +93,7 @@ __ckpt_step() {
         echo "ckpt_step: step $3: there is no command $4" >&2
         return 127
     fi
-    __ckpt_enter "$1" "$2" "$__ckpt_add" "$3" || return "$?"
+    __ckpt_enter "$__ckpt_add" "$@" || return "$?"
     if [ "$__ckpt_out" = "done" ]; then
         return 0
     fi
@@ -137,9 +137,9 @@ __ckpt_run() {
     "$@"
 }
 
-# VERIFY ONCE ADD NAME: begin the step; __ckpt_out says "begun" or "done".
+# ADD VERIFY ONCE NAME COMMAND...: begin the step; __ckpt_out says "begun" or "done".
 __ckpt_enter() {
-    __ckpt_call begin "$CHECKPOINT_ID" "$4" --token "${CHECKPOINT_TOKEN:-}" ${2:+"$2"} ${3:+"$3"} ${1:+"--ask"} || return "$?"
+    __ckpt_begin "${2:+--ask}" "$@" || return "$?"
     case $__ckpt_out in
     begun) return 0 ;;
     "done")
@@ -152,19 +152,34 @@ __ckpt_enter() {
         return 1
         ;;
     esac
-    __ckpt_look "$1"
+    __ckpt_look "$2"
     case $? in
     0)
         __ckpt_call end "$CHECKPOINT_ID" "$4" --token "${CHECKPOINT_TOKEN:-}" --in-place || return "$?"
         echo "$CHECKPOINT_ID: step $4: its effect is in place, not run again" >&2
         __ckpt_out="done"
         ;;
-    1) __ckpt_call begin "$CHECKPOINT_ID" "$4" --token "${CHECKPOINT_TOKEN:-}" --absent ${2:+"$2"} ${3:+"$3"} || return "$?" ;;
+    1) __ckpt_begin --absent "$@" || return "$?" ;;
     *)
         echo "ckpt_step: step $4 of $CHECKPOINT_ID is in doubt, and --verify could not tell whether its effect is in place" >&2
         return 20
         ;;
     esac
+}
+
+# ASK ADD VERIFY ONCE NAME COMMAND...: tell checkpoint-tool that the step begins, and what its command is.
+__ckpt_begin() {
+    __ckpt_begin_apart "$@"
+}
+
+# The command goes through a pipe: as arguments of a program anyone could read it in ps, and the system limits them.
+__ckpt_begin_apart() {
+    __ckpt_out=$(
+        __ckpt_ask=$1 __ckpt_add=$2 __ckpt_once=$4 __ckpt_name=$5
+        shift 5
+        command printf '%s\0' "$@" | "$CHECKPOINT_TOOL" begin "$CHECKPOINT_ID" "$__ckpt_name" --token "${CHECKPOINT_TOKEN:-}" \
+            ${__ckpt_once:+"$__ckpt_once"} ${__ckpt_add:+"$__ckpt_add"} ${__ckpt_ask:+"$__ckpt_ask"} --command-stdin
+    )
 }
 
 # STATUS VERIFY ONCE NAME: end the step by the exit status of its command, which is given back.

@@ -4,6 +4,7 @@ Claiming, renewing and completing are all ``update`` with a pure function of the
 for locks, and a backend needs no more than one atomic read-decide-write.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
@@ -17,7 +18,14 @@ from checkpoint.model import ID, RUN_ID, Checkpoint, bare
 Change = Callable[[Checkpoint, datetime], Checkpoint]
 """(checkpoint as it stands, the store's clock) -> checkpoint as it is to stand; the same object for "no change"."""
 
+MadeStore = Callable[[str, tuple[str, ...]], None]
+"""(full path of a store that is new, stores of other users that the search for one passed over)"""
+
 DEFAULT_STORE = "memory/checkpoints"
+
+# Two characters at least: `a:b` and `C:` are directories to everyone who names them.
+_SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]+):", re.IGNORECASE)
+_CREDENTIALS = re.compile(r"(//)?[^/]*:[^/]*@")
 
 
 class Entry(NamedTuple):
@@ -123,15 +131,43 @@ class Store(Protocol):
         """
 
 
-def open_store(url: "str | PathLike[str]") -> Store:
-    """``memory:``, or the folder of a file store as a path or ``file:PATH``."""
+def open_store(url: "str | PathLike[str] | None", *, made: MadeStore | None = None) -> Store:
+    """``memory:``, or the directory of a file store as a path or ``file:PATH``; None: the one that is found from
+    the working directory upwards (``search``). ``made`` is called when a directory had to be made.
+
+    Raises Usage for another scheme; StoreUnavailable where the working directory is gone.
+    """
+    if url is None:
+        found = load("checkpoint.store.search:search")()
+        return load("checkpoint.store.file:FileStore")(  # type: ignore[no-any-return]
+            found.path, looked=found.looked, passed=found.passed, made=made
+        )
     text = str(url)
     if text == "memory:":
         return load("checkpoint.store.memory:MemoryStore")()  # type: ignore[no-any-return]
-    path = text.removeprefix("file:")
+    return load("checkpoint.store.file:FileStore")(directory_of(text), made=made)  # type: ignore[no-any-return]
+
+
+def directory_of(address: str) -> str:
+    """The directory that ``address`` names: a path, or ``file:PATH``. Raises Usage for any other scheme.
+
+    The error repeats no more of it than the scheme: what stands behind may hold a password.
+    """
+    scheme = _SCHEME.match(address)
+    path = address
+    if scheme is not None and scheme[0].lower() == "file:":
+        path = address[scheme.end() :].removeprefix("//")
+        if path != address[scheme.end() :] and not path.startswith("/"):
+            raise Usage("file://HOST/PATH names another host: write file:PATH")
+    elif scheme is not None:
+        raise Usage(
+            f"there are no stores of the scheme {scheme[1].lower()}: name a directory (one with a colon in its name as ./NAME)"
+        )
+    elif _CREDENTIALS.match(address):
+        raise Usage("a user and a password do not name a store: name a directory (one with such a name as ./NAME)")
     if not path or "\0" in path:
-        raise Usage(f"{text!r} is no path of a store")
-    return load("checkpoint.store.file:FileStore")(path)  # type: ignore[no-any-return]
+        raise Usage(f"{shown(address)} is no path of a store")
+    return path
 
 
 def find_stores(stores: Iterable[str], roots: Iterable[str]) -> list[str]:

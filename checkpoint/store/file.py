@@ -34,7 +34,7 @@ from checkpoint import codec, model
 from checkpoint._load import load
 from checkpoint.errors import AlreadyExists, CheckpointError, Damaged, Locked, NotFound, StoreUnavailable
 from checkpoint.model import ID, RUN_ID, Checkpoint
-from checkpoint.store import DEFAULT_STORE, Attestation, Change, Entry, changed_meanwhile, checked, utc_now
+from checkpoint.store import DEFAULT_STORE, Attestation, Change, Entry, MadeStore, changed_meanwhile, checked, utc_now
 from checkpoint.store.disk import KEPT, OPEN, OVER, ClaimLock, Folder, LockFile, Memory, Noted, is_local, peek
 
 _R = TypeVar("_R")
@@ -113,10 +113,16 @@ class _Spot(NamedTuple):
 
 
 class FileStore:
-    """See the module. ``path``: the store's folder; it is made by the first ``create``."""
+    """See the module. ``path``: the store's folder; it is made by the first ``create``, which calls ``made``.
 
-    def __init__(self, path: str) -> None:
+    Where it was searched for: ``looked``, the directories without one, and ``passed``, stores of other users.
+    """
+
+    def __init__(
+        self, path: str, *, looked: Sequence[str] = (), passed: Sequence[str] = (), made: MadeStore | None = None
+    ) -> None:
         self.location = path
+        self._looked, self._passed, self._made = tuple(looked), tuple(passed), made
         with self._errors():  # the working folder may be gone
             self._path = os.path.abspath(os.path.expanduser(path))
         self._opened: Folder | None = None
@@ -404,9 +410,13 @@ class FileStore:
                 " away, and what it held is not finished for that",
                 hint="checkpoint-selfcheck incidents",
             )
+        words = f"there is no store at {self.location}"
+        if self._looked:
+            words = f"there is no store: no {self.location} in {', '.join(self._looked)}"
+        if self._passed:
+            words += f" (passed over, as another user owns it: {', '.join(self._passed)})"
         return NotFound(
-            f"there is no store at {self.location}; `start` makes one, --store or $CHECKPOINT_STORE names another",
-            hint="checkpoint-tool start --help",
+            f"{words}; `start` makes one, --store or $CHECKPOINT_STORE names another", hint="checkpoint-tool start --help"
         )
 
     def _ready(self, id: str, *, make: bool) -> Folder:
@@ -417,8 +427,11 @@ class FileStore:
             self._refuse_lost(id, None)
             if not make:
                 raise
+            new = not os.path.lexists(self._path)
             folder = self._opened = Folder.make(self._path)
             self._durable = True
+            if new and self._made is not None:
+                self._made(self._path, self._passed)
         if not self._durable:
             # A run that made this folder may have died before its entry was durable: not to be found out from here.
             Folder.make(self._path).close()
