@@ -223,9 +223,9 @@ def _replace(before: bytes | None, after: bytes, *, remove: bool) -> bool:
         if done.returncode and not _NO_CRONTAB.search(done.stderr):
             raise SchedulerUnavailable(f"crontab -r failed: {_words(done)}", hint="crontab -l")
         return True
-    written = _write(after, lambda: read() == before)
+    written = _write(after, before)
     if written is not None and written.returncode and not after.endswith(b"\n") and b"newline" in written.stderr:
-        written = _write(after + b"\n", lambda: read() == before)  # cron wants the last line to have an end
+        written = _write(after + b"\n", before)  # cron wants the last line to have an end
     if written is None:
         return False
     # BusyBox says that it could not write, and exits with 0.
@@ -234,8 +234,8 @@ def _replace(before: bytes | None, after: bytes, *, remove: bool) -> bool:
     return True
 
 
-def _write(crontab: bytes, unchanged: Callable[[], bool]) -> "subprocess.CompletedProcess[bytes] | None":
-    """Have the crontab program replace it; None, with nothing changed, unless ``unchanged`` twice in a row.
+def _write(crontab: bytes, before: bytes | None) -> "subprocess.CompletedProcess[bytes] | None":
+    """Have the crontab program replace it; None, with nothing changed, unless ``before`` stands there twice in a row.
 
     The program is started first and asked last: its start takes a hundred times as long as its write, and what another
     program writes meanwhile would be lost.
@@ -248,7 +248,9 @@ def _write(crontab: bytes, unchanged: Callable[[], bool]) -> "subprocess.Complet
                 assert program.stdin is not None
                 first, rest = crontab[:1], crontab[1:]
                 _feed(program.stdin.fileno(), first)
-                if program.poll() is None and not (unchanged() and unchanged()):
+                # A program that writes in place shows what it has of ours by now: called off, it would leave no more than that.
+                expected = (before, first, b"")
+                if program.poll() is None and not (read() in expected and read() in expected):
                     _call_off(program)
                     return None
                 _, errors = program.communicate(rest, timeout=_LIMIT_S)

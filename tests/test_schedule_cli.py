@@ -888,6 +888,19 @@ def test_what_another_program_writes_meanwhile_is_kept(host: Host, case: str, ve
         assert b"# rival" in host.tab.read_bytes()
 
 
+def test_a_crontab_program_that_writes_in_place(host: Host) -> None:
+    program = (host.bin / "crontab").read_text()
+    (host.bin / "crontab").write_text(program.replace("then cat >new; else", "then cat >tab; exit; else"))
+    host.tab.write_bytes(LINES)
+    ok(host.schedule("install", "--with", "cron"))
+    ok(host.schedule("set", ".", '["1 1 * * *", "2 2 * * *"]', "--with", "cron", "--", "true"))
+    assert of_others(host.tab.read_bytes()) == LINES
+    assert host.tab.read_bytes().count(b"# BEGIN") == 3
+    ok(host.schedule("set", ".", "[]"))
+    ok(host.schedule("remove"))
+    assert host.tab.read_bytes() == LINES
+
+
 def test_a_crontab_that_never_holds_still_is_left_alone(host: Host) -> None:
     host.tab.write_bytes(LINES)
     (host.bin / "rival").write_text('if [ $event = write ]; then echo "# $(wc -l <tab)" >>tab; fi\n')
