@@ -619,7 +619,7 @@ def test_killed_at_any_call_no_notice_is_lost_or_doubled(tmp_path: Path, receive
     sweep.copy(template, place)
     sweep.run(argv(place), place, compile=True)
     sweep.copy(template, place)
-    ended, calls = sweep.record(argv(place), place)
+    ended, calls = sweep.record(argv(place), place, children=False)
     assert ended.code == WARNING, ended
     below = str(place)
     points = [
@@ -633,7 +633,7 @@ def test_killed_at_any_call_no_notice_is_lost_or_doubled(tmp_path: Path, receive
     for point in points:
         sweep.copy(template, place)
         receiver.requests.clear()
-        sweep.killed_at(point, argv(place), place)
+        sweep.killed_at(point, argv(place), place, children=False)
         again = sweep.run(argv(place), place)
         last = sweep.run(argv(place), place)
         lines = (place / "memory" / "notices").read_text().splitlines()

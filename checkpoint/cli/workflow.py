@@ -322,7 +322,7 @@ def list_(
     json: Json = False,
     store: Store = None,
 ) -> None:
-    """Unfinished checkpoints, oldest first."""
+    """Unfinished checkpoints, oldest first, and the last run of an exec that failed, until the next good one."""
     form = "jsonl" if json else format or ("table" if sys.stdout and sys.stdout.isatty() else "tsv")
     if form not in ("table", "json", "jsonl", "tsv"):
         raise Usage(f"--format {form!r} is none of table, json, jsonl, tsv")
@@ -331,7 +331,7 @@ def list_(
     checkpoints = open_checkpoints(store)
     wanted = None if status is None else Status(status)
     try:
-        found = list(checkpoints.list(finished=all, status=wanted, workflow=workflow))
+        found = list(checkpoints.list(finished=all, status=wanted, workflow=workflow, failing=True))
     except NotFound as error:
         found = []  # nothing is unfinished where nothing has begun; but the name of the store may be wrong
         say(f"checkpoint-tool: {error.message}")
@@ -354,24 +354,26 @@ def list_(
         say(f"nothing unfinished in {checkpoints.store.location}" if not all else f"{checkpoints.store.location} is empty")
 
 
-_COLUMNS = ("ID", "STATUS", "DONE", "NEXT", "IN DOUBT", "OWNER", "PROGRESS")
+_COLUMNS = ("ID", "STATUS", "DONE", "NEXT", "IN DOUBT", "OWNER", "PROGRESS", "REASON")
 
 
 def _cells(listed: Listed, now: Any) -> tuple[str, ...]:
     if listed.view is None:
-        return (listed.name, "damaged", "", "", "", "", listed.place)
+        return (listed.name, "damaged", "", "", "", "", listed.place, "")
     view = listed.view
     checkpoint = view.checkpoint
     done = sum(step.status in model.DONE for step in checkpoint.steps)
     owner = f"{view.owner_state} ({checkpoint.lease.owner})" if checkpoint.lease else ""
     age = text.duration(int((now - checkpoint.progress_at).total_seconds()))
     doubt = ", ".join(view.in_doubt)
-    return (checkpoint.id, checkpoint.status, f"{done}/{len(checkpoint.steps)}", view.next or "", doubt, owner, f"{age} ago")
+    count = f"{done}/{len(checkpoint.steps)}"
+    reason = checkpoint.reason or ""
+    return (checkpoint.id, checkpoint.status, count, view.next or "", doubt, owner, f"{age} ago", reason)
 
 
 def _tsv(listed: Listed) -> tuple[object, ...]:
     if listed.view is None:
-        return (listed.name, "damaged", "", "", "", "", "", "", "", listed.place)
+        return (listed.name, "damaged", "", "", "", "", "", "", "", listed.place, "")
     view = listed.view
     checkpoint = view.checkpoint
     done = sum(step.status in model.DONE for step in checkpoint.steps)
@@ -386,6 +388,7 @@ def _tsv(listed: Listed) -> tuple[object, ...]:
         checkpoint.lease.owner if checkpoint.lease else "",
         model.clock(checkpoint.progress_at),
         checkpoint.run_id,
+        checkpoint.reason,
     )
 
 

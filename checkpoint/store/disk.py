@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import stat
+import time
 from collections.abc import Iterator
 
 from checkpoint.errors import DAMAGE_KINDS, Damaged, StoreUnavailable
@@ -137,20 +138,20 @@ class Folder:
         except FileNotFoundError:
             return False
 
-    def read(self, name: str) -> bytes:
-        """The bytes of a regular file of ours, at most 4 MiB.
+    def read(self, name: str, limit: int = RECORD_LIMIT) -> bytes:
+        """The bytes of a regular file of ours, at most ``limit`` (4 MiB).
 
         Raises FileNotFoundError, OSError, and Damaged (of a kind that names what stands there instead).
         """
-        fd, size = self._open(name)
+        fd, size = self._open(name, limit)
         try:
             # Whole with the first read, as a rule: nothing of ours is ever written in place.
             data = os.read(fd, size + 1)
-            while len(data) != size and (chunk := os.read(fd, 1 << 20)) and len(data) <= RECORD_LIMIT:
+            while len(data) != size and (chunk := os.read(fd, 1 << 20)) and len(data) <= limit:
                 data += chunk
         finally:
             os.close(fd)
-        if len(data) > RECORD_LIMIT:
+        if len(data) > limit:
             raise _damaged(name, "too-large")
         return data
 
@@ -224,7 +225,7 @@ class Folder:
         except OSError:
             pass  # left for the next write of the same id, which looks for it
 
-    def _open(self, name: str) -> tuple[int, int]:
+    def _open(self, name: str, limit: int = RECORD_LIMIT) -> tuple[int, int]:
         """(descriptor, size)"""
         try:
             fd = os.open(name, _READ, dir_fd=self.fd)
@@ -242,7 +243,7 @@ class Folder:
             # A reader without the lock may have opened a file that was replaced a moment later: no name left, no harm.
             if status.st_nlink > 1:
                 raise _damaged(name, "hard-link")
-            if status.st_size > RECORD_LIMIT:
+            if status.st_size > limit:
                 raise _damaged(name, "too-large")
         except BaseException:
             os.close(fd)
@@ -320,6 +321,7 @@ _LOCK_TEXT = re.compile(rb"(\d{20}) (\d{10})\n")
 
 LOG_LIMIT = 10 << 20
 LOGS_KEPT = 5
+_LOG_WAIT_S = 5.0
 _TAIL = 1 << 20
 
 
@@ -392,7 +394,7 @@ def _open_log(path: str) -> int:
                 raise OSError(errno.EINVAL, "not a regular file")
             if status.st_uid == os.geteuid():
                 os.fchmod(fd, 0o600)
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            _lock_in_time(fd)
             if not _is_named(path, fd):
                 os.close(fd)  # another rotated it while we waited
                 continue
@@ -408,6 +410,19 @@ def _open_log(path: str) -> int:
             os.close(fd)
             raise
         os.close(fd)
+
+
+def _lock_in_time(fd: int) -> None:
+    """Raises OSError where another process keeps the log locked: waited for without an end, it would silence a check."""
+    deadline = time.monotonic() + _LOG_WAIT_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise OSError(errno.EWOULDBLOCK, "another process keeps it locked") from None
+        time.sleep(0.02)
 
 
 def _is_named(path: str, fd: int) -> bool:

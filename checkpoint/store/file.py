@@ -3,6 +3,7 @@
     <id>.json                        unfinished: the only files that the self-check reads
     done/<id>.json                   finished, with a key: the receipt
     done/<workflow>/<run_id>.json    finished, without a key: the history
+    failing/<workflow>.json          a copy of the last run of an ``exec`` that went wrong, until a good one
     .locks/<id>.lock                 the update lock, and the last token issued
     quarantine/<id>.json.bad-<ms>    set aside by ``repair``
 
@@ -15,7 +16,7 @@ import errno
 import os.path
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TypeVar
@@ -31,6 +32,12 @@ _R = TypeVar("_R")
 
 LOCK_WAIT_S = 10.0
 _SUFFIX = ".json"
+_FAILING = "failing"
+
+
+def _unavailable(place: str, error: Exception) -> StoreUnavailable:
+    words = error.strerror if isinstance(error, OSError) else str(error)
+    return StoreUnavailable(f"{place} cannot be read: {words}")
 
 
 def find_stores(stores: Iterable[str], roots: Iterable[str]) -> list[str]:
@@ -145,9 +152,26 @@ class FileStore:
                 else:
                     with done.child(checkpoint.workflow, make=True) as history:
                         self._put_away(folder, history, model.bare(checkpoint.run_id) + _SUFFIX, finished)
+            if checkpoint.invoked:
+                self._mark(folder, id, checkpoint)
             # The next run of this id goes on counting from here, also when this one is pruned.
             lock.write(max(checkpoint.token, lock.read()[0]), durable=True)
             folder.remove(file)
+
+    def acknowledge(self, workflow: str, by: str | None, reason: str) -> Checkpoint:
+        checked(workflow)
+        nothing = NotFound(f"no failed run of {workflow} is in sight", hint="checkpoint-tool list")
+        with self._errors():
+            # Looked at first without the lock, which leaves a file behind.
+            if not self._folder().has(f"{_FAILING}/{workflow}{_SUFFIX}"):
+                raise nothing
+            with self._locked(workflow) as (folder, *_), folder.child(_FAILING) as place:
+                mark = self._read_mark(place, workflow)
+                if (by is None) is not model.is_acknowledged(mark):
+                    raise nothing
+                seen = model.acknowledged(mark, by, reason, self.now())
+                folder.write(workflow + _SUFFIX, codec.encode(seen).raw, owner=workflow, into=place)
+                return seen
 
     def delete(self, name: str, run_id: str) -> None:
         try:
@@ -195,7 +219,16 @@ class FileStore:
         with self._errors():
             return self._look(name, lambda place, file, id: (id, place.read(file)))
 
-    def scan(self, *, finished: bool = False, workflow: str | None = None, newest: int | None = None) -> Iterator[Entry]:
+    def scan(
+        self,
+        *,
+        finished: bool = False,
+        workflow: str | None = None,
+        newest: int | None = None,
+        failing: bool = False,
+    ) -> Iterator[Entry]:
+        # Of runs whose process died between their end and their move below ``done``.
+        ended: list[Checkpoint] = []
         with self._errors():
             folder = self._folder()
             done = self._done(folder) if finished else None
@@ -203,6 +236,10 @@ class FileStore:
                 checkpoint = entry.checkpoint
                 if checkpoint is None or checkpoint.unfinished or (finished and not self._is_put_away(done, checkpoint)):
                     yield entry
+                elif checkpoint.invoked:
+                    ended.append(checkpoint)
+            if failing:
+                yield from self._failing(folder, workflow, ended)
             if done is None and finished:
                 done = self._done(folder)  # the first run of all to finish may have done so while we looked
             if done is None:
@@ -233,6 +270,12 @@ class FileStore:
                 if model.NAME.fullmatch(name) and done.is_folder(name):
                     yield from self._scan_folder(done.child(name), f"done/{name}/", id=name, newest=newest)
 
+    def ended(self, runs: Sequence[tuple[str, str]]) -> list[bool]:
+        with self._errors():
+            folder = self._folder()
+            done = self._done(folder)
+            return [self._is_known(folder, done, id, run_id) for id, run_id in runs]
+
     def leftovers(self) -> list[str]:
         with self._errors():
             folder = self._folder()
@@ -241,6 +284,83 @@ class FileStore:
                 with folder.child("quarantine") as quarantine:
                     names += [f"quarantine/{name}" for name in sorted(quarantine.names())]
             return names
+
+    # --- the last run of a workflow, where it went wrong ---------------------------------------------------------------
+
+    def _mark(self, folder: Folder, id: str, ended: Checkpoint) -> None:
+        """Bring the mark of a workflow up to date, under the lock of ``id``; before the record leaves the store's root, so
+        that a process that dies here leaves one of the two to be seen."""
+        workflow = ended.workflow
+        if ended.status is not model.Status.FAILED and not folder.has(f"{_FAILING}/{workflow}{_SUFFIX}"):
+            return
+        if id == workflow:
+            self._mark_locked(folder, ended)
+            return
+        with self._locked(workflow):
+            self._mark_locked(folder, ended)
+
+    def _mark_locked(self, folder: Folder, ended: Checkpoint) -> None:
+        file = ended.workflow + _SUFFIX
+        with folder.child(_FAILING, make=True) as place:
+            try:
+                mark: Checkpoint | None = self._read_mark(place, ended.workflow)
+            except FileNotFoundError:
+                mark = None
+            except CheckpointError:
+                mark = None
+                with folder.child("quarantine", make=True) as quarantine:
+                    place.move(file, quarantine, f"{file}.bad-{time.time_ns() // 1_000_000}")
+            after = model.failing_after(mark, ended, self.now())
+            if after is None and mark is not None:
+                place.remove(file)
+            elif after is not None and after is not mark:
+                folder.write(file, codec.encode(after).raw, owner=ended.workflow, into=place)
+
+    def _read_mark(self, place: Folder, workflow: str) -> Checkpoint:
+        """Raises FileNotFoundError, OSError, Damaged, SchemaMismatch."""
+        raw = place.read(workflow + _SUFFIX)
+        name = f"{_FAILING}/{workflow}"
+        try:
+            id = codec.parse_object(raw.decode())["id"]
+            # Of a run beside another the id is longer than the workflow's name.
+            mark = codec.decode(raw, id if model.may_be_of(id, workflow) else workflow, name=name).checkpoint
+            model.check_mark(mark)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise Damaged(f"{name} is damaged (schema): {error}", kind="schema") from None
+        return mark
+
+    def _failing(self, folder: Folder, workflow: str | None, ended: Iterable[Checkpoint]) -> Iterator[Entry]:
+        marks: dict[str, tuple[str, Checkpoint | None]] = {}
+        names: list[str] = []
+        place: Folder | None = None
+        try:
+            place = folder.child(_FAILING)
+            names = sorted(name.removesuffix(_SUFFIX) for name in place.names() if name.endswith(_SUFFIX))
+        except FileNotFoundError:
+            pass
+        except (OSError, StoreUnavailable) as error:
+            yield Entry(_FAILING, _FAILING, None, _unavailable(_FAILING, error))
+        for name in names:
+            if workflow not in (None, name) or place is None or not model.NAME.fullmatch(name):
+                continue
+            at = f"{_FAILING}/{name}{_SUFFIX}"
+            try:
+                marks[name] = at, self._read_mark(place, name)
+            except FileNotFoundError:
+                continue  # a good run has ended since
+            except CheckpointError as error:
+                yield Entry(name, at, None, error)
+            except OSError as error:
+                yield Entry(name, at, None, _unavailable(at, error))
+        now = self.now()
+        for checkpoint in ended:
+            at, mark = marks.get(checkpoint.workflow, ("", None))
+            after = model.failing_after(mark, checkpoint, now)
+            if after is not mark:
+                marks[checkpoint.workflow] = checkpoint.id + _SUFFIX, after
+        for at, mark in marks.values():
+            if mark is not None and not model.is_acknowledged(mark):
+                yield Entry(mark.id, at, mark, None)
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
@@ -395,6 +515,23 @@ class FileStore:
             except CheckpointError:
                 return 0
 
+    def _is_known(self, folder: Folder, done: Folder | None, id: str, run_id: str) -> bool:
+        """Whether a record of the run stands anywhere it may; one that cannot be read counts, and is a finding itself."""
+        file = id + _SUFFIX
+        for place in (folder, done):
+            if place is None or not place.has(file):
+                continue
+            try:
+                if run_id in ("", self._read(place, file, id).checkpoint.run_id):
+                    return True
+            except FileNotFoundError:
+                continue  # it ends while we look
+            except (CheckpointError, OSError):
+                return True
+        if done is None:
+            return False
+        return done.has(f"{id}/{model.bare(run_id)}{_SUFFIX}" if run_id else id)
+
     def _is_put_away(self, done: Folder | None, checkpoint: Checkpoint) -> bool:
         """Whether a finished run that still stands among the unfinished ones is below ``done`` too."""
         if done is None:
@@ -433,7 +570,7 @@ class FileStore:
         for file in files:
             if workflow is not None and not model.may_be_of(file.removesuffix(_SUFFIX), workflow):
                 continue
-            if file.startswith(".") or (not prefix and file in ("done", "quarantine")):
+            if file.startswith(".") or (not prefix and file in ("done", "quarantine", _FAILING)):
                 continue
             if prefix == "done/" and model.NAME.fullmatch(file) and folder.is_folder(file):
                 continue
