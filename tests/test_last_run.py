@@ -13,13 +13,13 @@ import pytest
 import sweep
 from conftest import SELFCHECK, TOOL, Result, Workspace
 from proof import WHOLE, tried
+from records import at, run
 from test_selfcheck import CRITICAL, DAY, OK, WARNING, edit, parsed, put, sealed, stamp
 
 from checkpoint import model
 from checkpoint.api import Checkpoints, owner
 from checkpoint.model import Checkpoint, Outcome
 from checkpoint.store import open_store
-from records import at, run
 
 BAD = ("sh", "-c", "echo first; echo boom; exit 3")
 
