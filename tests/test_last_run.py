@@ -59,7 +59,7 @@ def test_a_job_that_fails_every_night_stays_in_sight_until_a_good_run(workspace:
         (line,) = listed(workspace)
         assert (line["id"], line["status"], line["run_id"]) == ("nightly", "failed", finding["run_id"])
         assert workspace.tool("list").code == 0
-        assert "exit status 3" in workspace.tool("list", "--format", "tsv").out
+        assert "exit status 3" in workspace.tool("list", "--format", "tsv").err
     output = parsed(workspace.selfcheck())
     assert (output.state, output.performance["unfinished"]["value"]) == ("WARNING", "0")
     assert "1 failed" in output.words

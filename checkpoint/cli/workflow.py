@@ -347,6 +347,11 @@ def list_(
     emit(output, changed=False)
     warn_if_unwatched(checkpoints)
     for listed in found:
+        if listed.view is not None and listed.place.startswith("failing/"):
+            mark = listed.view.checkpoint
+            say(
+                f"checkpoint-tool: the last run of {mark.workflow} failed: {mark.reason} (try: checkpoint-tool show {mark.run_id})"
+            )
         if listed.error is not None:
             hint = listed.error.hint + (f" --store {shlex.quote(store)}" if store is not None else "")
             say(f"checkpoint-tool: {listed.error.message}" + (f" (try: {hint})" if listed.error.hint else ""))
@@ -373,7 +378,7 @@ def _cells(listed: Listed, now: Any) -> tuple[str, ...]:
 
 def _tsv(listed: Listed) -> tuple[object, ...]:
     if listed.view is None:
-        return (listed.name, "damaged", "", "", "", "", "", "", "", listed.place, "")
+        return (listed.name, "damaged", "", "", "", "", "", "", "", listed.place)
     view = listed.view
     checkpoint = view.checkpoint
     done = sum(step.status in model.DONE for step in checkpoint.steps)
@@ -388,7 +393,6 @@ def _tsv(listed: Listed) -> tuple[object, ...]:
         checkpoint.lease.owner if checkpoint.lease else "",
         model.clock(checkpoint.progress_at),
         checkpoint.run_id,
-        checkpoint.reason,
     )
 
 
