@@ -58,7 +58,7 @@ from checkpoint.model import (
     StepStatus,
     View,
 )
-from checkpoint.store import Attestation, Entry, MadeStore, Store, open_store
+from checkpoint.store import Attestation, Entry, MadeStore, Store, is_foreign, open_store
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -152,12 +152,13 @@ class Finding(NamedTuple):
 
 
 class Verified(NamedTuple):
-    """What ``verify`` looked at. ``leftovers``: places of what dead processes and repairs left behind; ``notes``: what
-    else is worth knowing, a sentence each. Neither is damage."""
+    """What ``verify`` looked at. ``leftovers``: places of what dead processes and repairs left behind; ``foreign``: of files
+    that are not the store's; ``notes``: what else is worth knowing, a sentence each. None of it is damage."""
 
     checked: int
     findings: tuple[Finding, ...]
     leftovers: tuple[str, ...]
+    foreign: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -252,6 +253,7 @@ class Checkpoints:
         stale_after_s: int | None = None,
         max_attempts: int | None = None,
         replan: bool = False,
+        _invoked: bool = False,
     ) -> "Workflow":
         """Begin a run, or go on with the one that is there.
 
@@ -306,7 +308,7 @@ class Checkpoints:
                 stale_after_s=stale_after_s,
                 max_attempts=max_attempts,
             )
-            return self._noted(checkpoint, (note, allowed), now)
+            return self._noted(checkpoint._replace(invoked=_invoked), (note, allowed), now)
 
         def reenter(checkpoint: Checkpoint, now: datetime) -> Checkpoint:
             if (checkpoint.workflow, checkpoint.idempotency_key) != (workflow, key):
@@ -423,7 +425,7 @@ class Checkpoints:
                     # Refused like any claim; but where only the rest of a dead run is in the way, that is waited for.
                     _once_gone(lambda id=other.id: self._refuse_held(id))  # type: ignore[misc]
         if key is not None:
-            run = self.start(workflow, plan, key=key)
+            run = self.start(workflow, plan, key=key, _invoked=True)
             try:
                 model.refuse_other_invocation(run.checkpoint, EXEC_STEP, command_sha256)
             except Conflict:
@@ -511,14 +513,23 @@ class Checkpoints:
         """One checkpoint by id or run id. Raises NotFound, Damaged, SchemaMismatch."""
         return self._view(self.store.load(name), self.store.now())
 
-    def list(self, *, finished: bool = False, status: Status | None = None, workflow: str | None = None) -> Iterator[Listed]:
+    def list(
+        self,
+        *,
+        finished: bool = False,
+        status: Status | None = None,
+        workflow: str | None = None,
+        failing: bool = False,
+    ) -> Iterator[Listed]:
         """Unfinished checkpoints, oldest first, or with ``finished`` all. Damaged ones come as lines with an error.
 
-        Raises NotFound where there is no store.
+        ``failing``: also the last run of each workflow of ``exec`` that went wrong, until the next good one or an
+        acknowledgement. Raises NotFound where there is no store.
         """
         now = self.store.now()
-        entries = self.store.scan(finished=finished or _is_final(status), workflow=workflow)
-        found = [self._listed(entry, now) for entry in entries]
+        every = finished or _is_final(status)
+        entries = self.store.scan(finished=every, workflow=workflow, failing=failing and not every)
+        found = [self._listed(entry, now) for entry in entries if not is_foreign(entry)]
         for listed in sorted(found, key=_by_age):
             if listed.view is not None:
                 checkpoint = listed.view.checkpoint
@@ -535,7 +546,11 @@ class Checkpoints:
         findings = []
         checked = 0
         wanted = {name: self._entry(name) for name in names}
+        foreign = []
         for entry in wanted.values() if names else self.store.scan(finished=True):
+            if is_foreign(entry):
+                foreign.append(entry.place)
+                continue
             checked += 1
             if entry.error is not None:
                 kind = entry.error.kind if isinstance(entry.error, Damaged) else _VERIFY_KINDS[type(entry.error)]
@@ -557,7 +572,7 @@ class Checkpoints:
         leftovers = () if names else tuple(self.store.leftovers())
         linked = () if names else self.store.second_names()
         notes = (_second_names(linked),) if linked else ()
-        return Verified(checked, tuple(findings), leftovers, notes)
+        return Verified(checked, tuple(findings), leftovers, tuple(foreign), notes)
 
     # --- housekeeping ------------------------------------------------------------------------------------------------
 
@@ -618,7 +633,8 @@ class Checkpoints:
     def prune(self, *, older_than_s: int | None = None, keep: int | None = None, apply: bool = False) -> Pruned:
         """Forget finished runs that are older than ``older_than_s`` and not among the ``keep`` newest of their workflow.
 
-        One of the two may be left out; with neither, 30 days count. Never unfinished, pinned or damaged ones. A key
+        One of the two may be left out; with neither, 30 days count. Never unfinished, pinned or damaged ones, nor the last
+        run of a workflow of ``exec`` while it is in sight as failed. A key
         whose receipt is forgotten starts a new run when it is used again. Without ``apply`` only says what it would do.
         Where it has to stop halfway (Locked, StoreUnavailable), the message says how many are gone.
         """
@@ -627,7 +643,8 @@ class Checkpoints:
         now = self.store.now()
         found: dict[str, Listed] = {}
         unreadable = 0
-        for listed in (self._listed(entry, now) for entry in self.store.scan(finished=True)):
+        in_sight = {listed.view.checkpoint.run_id for listed in self.list(failing=True) if listed.view is not None}
+        for listed in (self._listed(entry, now) for entry in self.store.scan(finished=True) if not is_foreign(entry)):
             if listed.view is None:
                 unreadable += 1
             elif not listed.view.checkpoint.unfinished:
@@ -644,7 +661,7 @@ class Checkpoints:
             checkpoint = listed.view.checkpoint
             rank = ranks[checkpoint.run_id]
             old = older_than_s is None or now - _finished_at(listed) >= timedelta(seconds=older_than_s)
-            if old and (keep is None or rank > keep) and not checkpoint.pinned:
+            if old and (keep is None or rank > keep) and not checkpoint.pinned and checkpoint.run_id not in in_sight:
                 candidates.append(listed)
         removed: list[Listed] = []
         for listed in candidates:
@@ -814,15 +831,22 @@ class Checkpoints:
         """The unfinished runs of ``workflow``. Raises Damaged or SchemaMismatch for the one without a key."""
         found = []
         try:
-            entries = [*self.store.scan(workflow=workflow)]
+            entries = [*self.store.scan(workflow=workflow, failing=True)]
         except NotFound:
             return ()  # the first one makes the store
         for entry in entries:
+            if "/" in entry.place:
+                continue
             if entry.error is not None and entry.name == workflow:
                 raise entry.error
             checkpoint = entry.checkpoint
-            if checkpoint is not None and checkpoint.workflow == workflow:
+            if checkpoint is None or checkpoint.workflow != workflow:
+                continue
+            if checkpoint.unfinished:
                 found.append(checkpoint)
+            else:
+                # Its process died before it could: later it would be taken for newer than runs that ended well since.
+                self.store.archive(checkpoint.id, checkpoint.run_id)
         return found
 
     def _refuse_held(self, id: str) -> None:
@@ -1290,7 +1314,7 @@ def _fresh_command(
         plan=plan,
         owner=owner,
         now=now,
-    )
+    )._replace(invoked=True)
     return model.invoke_step(run, EXEC_STEP, Standing(model.OwnerState.ALIVE), now, process, command_sha256)
 
 

@@ -10,21 +10,26 @@ import os
 import secrets
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, NamedTuple
 
 from checkpoint import incident, monitor, notify
 from checkpoint._load import load
+from checkpoint.apart import Failed, NoAnswer, call, write_failure
 from checkpoint.codec import timestamp
 from checkpoint.errors import CheckpointError, Damaged, StoreUnavailable
 from checkpoint.incident import Change, Ledger, Notice, Telling
-from checkpoint.model import Checkpoint, View
+from checkpoint.model import ID, Checkpoint, View
 from checkpoint.monitor import Finding, Kind, Reason, Report
 from checkpoint.notify import Channel, Message, NotDelivered
 from checkpoint.render import notice as words
 from checkpoint.render.check import finding_document
+from checkpoint.store import open_store
 from checkpoint.store.disk import publish
 from checkpoint.store.state import Place, StateFolder, state_of
+
+_NO_RUN = "-"
 
 Say = Callable[[str], None]
 """A line for people on standard error."""
@@ -32,7 +37,7 @@ Say = Callable[[str], None]
 
 class Settings(NamedTuple):
     """What was asked for. ``place``: where the record is kept; ``roots``: workspaces, in which stores are looked for;
-    ``period_s``: how often this runs."""
+    ``period_s``: how often this runs; ``limit_s``: how long a file may give no sign."""
 
     place: Place
     channels: tuple[Channel, ...]
@@ -41,6 +46,7 @@ class Settings(NamedTuple):
     metrics: str | None = None
     html: str | None = None
     roots: tuple[str, ...] = ()
+    limit_s: float = 10
 
 
 class Material(NamedTuple):
@@ -86,23 +92,30 @@ class FollowUp:
         self._place = settings.place.path
         self._before = Ledger()
         self._notice_id = secrets.token_hex(16)
+        self._seen: dict[str, list[bytes]] = {}
+        self._silent: set[str] = set()
 
     def run(self) -> Followed:
         """Raises nothing."""
+        answers = False
         try:
+            self._probe()
+            answers = True
             folder = StateFolder(self._place, within=self._settings.place.within)
             with folder.locked():
                 self._before = self._read(folder)
+                self._miss_runs(folder)
                 ledger, changes = self._fold()
                 folder.write(incident.to_document(ledger))
+                self._remember(folder)
                 ledger = self._tell(ledger, changes, save=folder)
         except CheckpointError as error:
             self._unrecorded(self._place, error)
-            self._before = self._peek()
+            self._before = self._peek() if answers else Ledger()
             # That this was told cannot be remembered, so what is new is told at each run: better than never.
             ledger = self._tell(*self._fold(), save=None)
         if self._settings.metrics is not None:
-            self._publish(self._settings.metrics, self._metrics(ledger), mode=0o644)
+            self._publish(self._settings.metrics, lambda: self._metrics(ledger), mode=0o644)
         self._stamp()
         return Followed(self.report, tuple(self._events))
 
@@ -131,7 +144,7 @@ class FollowUp:
         out only now, and counts for a second try."""
         self._miss_stores()
         ledger, changes = self._folded()
-        if self._settings.html is not None and not self._publish(self._settings.html, self._page(ledger), mode=None):
+        if self._settings.html is not None and not self._publish(self._settings.html, lambda: self._page(ledger), mode=None):
             ledger, changes = self._folded()
         ledger = incident.attempted(ledger, self._names)
         if ledger.dropped > self._before.dropped:
@@ -213,24 +226,129 @@ class FollowUp:
             )
         )
 
-    def _publish(self, path: str, text: str, *, mode: int | None) -> bool:
-        try:
-            publish(path, text.encode("utf-8", "backslashreplace"), mode=mode)
-        except OSError as error:
-            self._fail(path, f"{path} cannot be written: {error.strerror}")
-            return False
-        return True
+    def _publish(self, path: str, text: Callable[[], str], *, mode: int | None) -> bool:
+        def write() -> None:
+            publish(path, text().encode("utf-8", "backslashreplace"), mode=mode)
+
+        failure = write_failure(write, self._settings.limit_s)
+        if failure is not None:
+            self._fail(path, f"{path} {failure}")
+        return failure is None
 
     def _stamp(self) -> None:
         blind = {finding.store for finding in self.report.findings if finding.kind is Kind.STORE}
         seen = [state_of(store) for store in self.report.stores if store not in blind]
         for place in dict.fromkeys([self._place, *seen]):
+            if place in self._silent:
+                continue
+            within = self._settings.place.within if place == self._place else os.path.dirname(place)
             try:
-                within = self._settings.place.within if place == self._place else os.path.dirname(place)
-                StateFolder(place, within=within).stamp(self.report.at, self._settings.period_s)
+                failure = self._apart(partial(self._stamp_in, place, within))
+            except NoAnswer:
+                failure = self._no_answer(place)
+            except Failed as error:
+                failure = f"{place} cannot be stamped: {error}"
+            if failure is not None:
+                self._fail(place, failure)
+
+    def _stamp_in(self, place: str, within: str | None) -> str | None:
+        try:
+            StateFolder(place, within=within).stamp(self.report.at, self._settings.period_s)
+        except CheckpointError as error:
+            return error.message
+        return None
+
+    def _probe(self) -> None:
+        """Whether the record's directory answers, asked by a process that may be given up. Raises StoreUnavailable."""
+
+        def probe() -> None:
+            try:
+                StateFolder(self._place, within=self._settings.place.within).probe()
+            except CheckpointError:
+                pass  # it answers: what is wrong with it comes out where it is used
+
+        try:
+            self._apart(probe)
+        except NoAnswer:
+            self._silent.add(self._place)
+            raise StoreUnavailable(self._no_answer(self._place)) from None
+        except Failed:
+            pass
+
+    def _no_answer(self, path: str) -> str:
+        return f"{path} does not answer: no sign of it for {self._settings.limit_s} s"
+
+    def _apart(self, work: Callable[[], Any]) -> Any:
+        return call(work, self._settings.limit_s)
+
+    def _miss_runs(self, folder: StateFolder) -> None:
+        """A run that was unfinished at the last check must be unfinished still, or have ended: else it vanished."""
+        findings = list(self.report.findings)
+        vanished: set[tuple[str, str]] = set()
+        for store, data in self.report.seen.items():
+            try:
+                before = folder.seen(store)
             except CheckpointError as error:
-                if place == self._place or not error.as_user:
-                    self._unrecorded(place, error)
+                self._fail(self._place, error.message)
+                before = []
+            present = data.splitlines()
+            gone, kept = self._gone(store, before, present)
+            self._seen[store] = present + kept
+            if gone:
+                vanished |= {(store, id) for id, _, _ in gone}
+                findings += self._vanished(store, gone)
+        # What the store itself misses is a finding already.
+        unique = {(f.store, f.id, f.kind, f.reason): f for f in findings}
+        at, stores, _, unfinished, policy, idle_since, seen, _ = self.report
+        report = monitor.report(at, stores, unique.values(), unfinished, policy, idle_since)
+        self.report = report._replace(seen=seen, vanished=frozenset(vanished))
+
+    def _gone(
+        self, store: str, before: Sequence[bytes], present: Sequence[bytes]
+    ) -> tuple[list[tuple[str, str, datetime]], list[bytes]]:
+        """(runs of ``before`` that vanished, lines that are to be kept for the next check)."""
+        now = set(present)
+        unreadable = {f.id for f in self.report.findings if f.store == store and f.kind is Kind.UNREADABLE}
+        missed = [line.split() for line in before if b" ".join(line.split()[:2]) not in now]
+        asked: list[tuple[str, str, datetime]] = []
+        kept: list[bytes] = []
+        for fields in missed:
+            if len(fields) not in (2, 3):
+                continue
+            id, run_id = (field.decode("utf-8", "replace") for field in fields[:2])
+            if id in unreadable:
+                kept.append(b" ".join(fields[:2]))  # damaged: whether the run is in there cannot be told
+                unreadable.discard(id)
+                continue
+            asked.append((id, run_id.removeprefix(_NO_RUN), _since(fields[2:], self.report.at)))
+        # One that was never seen whole is missed all the same when it goes.
+        kept += [f"{id} {_NO_RUN}".encode() for id in sorted(unreadable) if ID.fullmatch(id)]
+        if not asked:
+            return [], kept
+        try:
+            ended = self._apart(lambda: open_store(store).ended([(id, run_id) for id, run_id, _ in asked]))
+        except (NoAnswer, Failed):
+            ended = [True] * len(asked)
+            kept += [b" ".join(fields) for fields in missed]
+        gone = [run for run, known in zip(asked, ended, strict=True) if not known]
+        kept += [f"{id} {run_id or _NO_RUN} {since.isoformat()}".encode() for id, run_id, since in gone]
+        return gone, kept
+
+    def _vanished(self, store: str, gone: Sequence[tuple[str, str, datetime]]) -> list[Finding]:
+        try:
+            places = self._apart(lambda: open_store(store).leftovers())
+        except (NoAnswer, Failed):
+            places = []
+        aside = [place for place in places if place.startswith("quarantine/")]
+        set_aside = {place.removeprefix("quarantine/").partition(".json")[0]: place for place in aside}
+        return monitor.vanished(store, gone, set_aside, self.report.at)
+
+    def _remember(self, folder: StateFolder) -> None:
+        for store, lines in self._seen.items():
+            try:
+                folder.remember(store, lines)
+            except CheckpointError as error:
+                self._fail(self._place, error.message)
 
     def _unrecorded(self, path: str, error: CheckpointError) -> None:
         """A record that could not be kept is a finding; in the workspace of another user it is not to be kept."""
@@ -247,3 +365,12 @@ class FollowUp:
         self._say(detail)
         if not any((finding.reason, finding.store) == (Reason.UNWRITTEN, path) for finding in self.report.findings):
             self.report = monitor.failed(self.report, Reason.UNWRITTEN, path, detail)
+
+
+def _since(fields: Sequence[bytes], now: datetime) -> datetime:
+    """Since when a run is missed: as it is written, else from now on."""
+    try:
+        moment = datetime.fromisoformat(fields[0].decode()) if fields else now
+    except ValueError:
+        return now
+    return moment if moment.tzinfo is not None else now

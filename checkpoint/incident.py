@@ -79,7 +79,8 @@ class Incident(NamedTuple):
 class Quiet(NamedTuple):
     """A request to be told nothing for a time. ``verb``: ack, snooze or silence; ``pattern``: an id, for silence also
     with ``*`` and ``?``; ``store``: None for all. ``progress_at``: of the checkpoint when it was asked; once that moves
-    an ack or snooze is over."""
+    an ack or snooze is over. ``run_id``: of a run of ``exec`` that went wrong, which does not move: it is over when the
+    next one does."""
 
     verb: str
     pattern: str
@@ -89,6 +90,7 @@ class Quiet(NamedTuple):
     at: datetime
     until: datetime
     progress_at: datetime | None = None
+    run_id: str | None = None
 
     def covers(self, finding: Finding) -> bool:
         # What has no id is the failure of a store or of the self-check itself: nobody may silence that.
@@ -96,7 +98,11 @@ class Quiet(NamedTuple):
             return False
         if self.verb == "silence":
             return fnmatchcase(finding.id, self.pattern)
-        return finding.id == self.pattern and (self.progress_at is None or finding.progress_at == self.progress_at)
+        if finding.id != self.pattern:
+            return False
+        if finding.kind is Kind.LAST_RUN and self.run_id is not None:
+            return finding.run_id == self.run_id
+        return self.progress_at is None or finding.progress_at == self.progress_at
 
 
 class Change(NamedTuple):
@@ -169,6 +175,8 @@ def fold(
                 standing.append(incident)
                 continue
             resolved.append(incident._replace(state=State.RESOLVED, resolved_at=now))
+            if kind is not Kind.VANISHED and (store, id) in report.vanished:
+                continue  # it is not over: it goes on as "vanished"
             watched = store in report.stores or kind in _ALWAYS_SEEN
             if incident.told and telling.recovery:
                 changes.append(Change(Event.RESOLVED if watched else Event.UNWATCHED, incident.finding, incident.opened_at))
@@ -185,7 +193,9 @@ def fold(
         told.append(judged)
     loud = [incident for incident in told if not incident.quiet]
     interval = timedelta(seconds=ledger.interval_s)
-    again = not changes and loud and ledger.told_at is not None and now >= ledger.told_at + interval
+    # Other programs' files harm nothing: they are told once.
+    repeated = [incident for incident in loud if incident.finding.kind is not Kind.FOREIGN]
+    again = not changes and repeated and ledger.told_at is not None and now >= ledger.told_at + interval
     after = ledger._replace(
         incidents=tuple(told),
         resolved=(*resolved, *ledger.resolved)[:MOST_RESOLVED],
@@ -269,21 +279,28 @@ def hush(
     """
     if for_s > LONGEST_QUIET_S:
         raise Usage("quiet for more than 30 days would be forgotten: ask for less, and again then")
-    if not by.strip() or not reason.strip():
+    if not by.strip() or (verb != "ack" and not reason.strip()):
         raise Usage("--by and --reason may not be empty: the next one on duty asks who, and why")
     matching = [i for i in ledger.incidents if i.finding.id == pattern and store in (None, i.finding.store)]
     if verb == "ack" and not matching:
         raise NotFound(f"no incident of {pattern} is open", hint="checkpoint-selfcheck incidents")
     # One for each store in which that id is open: each of them may move on by itself.
-    places: list[tuple[str | None, datetime | None]] = []
+    about: list[Quiet] = []
+    asked_for = Quiet(verb, pattern, store, by, reason, now, now + timedelta(seconds=for_s))
     if verb != "silence":
-        places += [(i.finding.store, i.finding.progress_at) for i in matching]
-    until = now + timedelta(seconds=for_s)
-    asked = [Quiet(verb, pattern, place, by, reason, now, until, moved) for place, moved in places or [(store, None)]]
-    replaced = {(quiet.pattern, quiet.store) for quiet in asked}
+        about += [
+            asked_for._replace(
+                store=i.finding.store,
+                progress_at=i.finding.progress_at,
+                run_id=i.finding.run_id if i.finding.kind is Kind.LAST_RUN else None,
+            )
+            for i in matching
+        ]
+    asked = about or [asked_for]
+    replaced = {(quiet.pattern, quiet.store, quiet.run_id) for quiet in asked}
     # From now on, not from the next check: should it be over by then, that is to be told.
     hushed = (i._replace(quiet=i.quiet or any(q.covers(i.finding) for q in asked)) for i in ledger.incidents)
-    quiets = (*(q for q in ledger.quiets if (q.pattern, q.store) not in replaced), *asked)
+    quiets = (*(q for q in ledger.quiets if (q.pattern, q.store, q.run_id) not in replaced), *asked)
     return ledger._replace(incidents=tuple(hushed), quiets=quiets)
 
 
@@ -300,6 +317,17 @@ def forget(ledger: Ledger, store: str) -> Ledger:
     if store not in ledger.stores:
         raise NotFound(f"{store} is none of the stores that were looked at", hint="checkpoint-selfcheck incidents")
     return ledger._replace(stores=tuple(one for one in ledger.stores if one != store))
+
+
+def without(ledger: Ledger, kind: Kind, names: Iterable[tuple[str, str]]) -> Ledger:
+    """The ledger without the open incidents of that kind about these (store, id): a person has settled them, which is no
+    news to tell."""
+    settled = set(names)
+
+    def is_settled(incident: Incident) -> bool:
+        return incident.finding.kind is kind and (incident.finding.store, incident.finding.id) in settled
+
+    return ledger._replace(incidents=tuple(one for one in ledger.incidents if not is_settled(one)))
 
 
 def quiet_of(ledger: Ledger, incident: Incident) -> Quiet | None:

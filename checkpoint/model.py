@@ -1119,6 +1119,63 @@ def finish(
     return checkpoint._replace(status=status, reason=reason, lease=None, finished_at=now, handoff_to=None)
 
 
+def is_keyed(checkpoint: Checkpoint) -> bool:
+    """Whether the caller named the run by a key; a run of ``exec`` beside another has its own run id for a key."""
+    return checkpoint.idempotency_key not in (None, checkpoint.run_id)
+
+
+def failing_after(mark: Checkpoint | None, ended: Checkpoint, now: datetime) -> Checkpoint | None:
+    """The last run of a workflow that went wrong, once ``ended`` has ended. ``mark``: the one before; None: none.
+
+    Only runs of ``exec`` count. A run that a person cancelled says nothing about the workflow, and neither does a keyed
+    run that a person closed as failed. An older run that ends well leaves the mark of a newer one.
+    """
+    if not ended.invoked or ended.status is Status.CANCELLED:
+        return mark
+    if ended.status is Status.COMPLETED:
+        return mark if mark is not None and not _began_after(ended, mark, now) else None
+    if is_keyed(ended):
+        return mark
+    if mark is not None and (mark.run_id == ended.run_id or not _began_after(ended, mark, now)):
+        return mark
+    before = None if mark is None or is_acknowledged(mark) else mark.extra.get("failing")
+    since = before["since"] if before else (ended.finished_at or ended.updated_at).isoformat()
+    runs = before["runs"] + 1 if before else 1
+    failing = {"since": since, "runs": runs, "acknowledged": None}
+    return ended._replace(extra={**ended.extra, "failing": failing})
+
+
+def acknowledged(mark: Checkpoint, by: str | None, reason: str, now: datetime) -> Checkpoint:
+    """The mark as somebody has seen it, which takes it out of sight; ``by`` None: in sight again."""
+    seen = None if by is None else {"at": now.isoformat(), "by": by, "reason": reason}
+    return mark._replace(extra={**mark.extra, "failing": {**mark.extra["failing"], "acknowledged": seen}})
+
+
+def is_acknowledged(mark: Checkpoint) -> bool:
+    return mark.extra["failing"]["acknowledged"] is not None
+
+
+def failing_since(mark: Checkpoint) -> datetime:
+    """When the first of the runs failed that went wrong one after the other."""
+    return datetime.fromisoformat(mark.extra["failing"]["since"])
+
+
+def check_mark(checkpoint: Checkpoint) -> None:
+    """Raises KeyError, TypeError or ValueError for what was never written as a mark."""
+    failing = checkpoint.extra["failing"]
+    if failing_since(checkpoint).tzinfo is None or not isinstance(failing["runs"], int):
+        raise ValueError("no mark of a failed run")
+    if not isinstance(failing["acknowledged"], Mapping | None):
+        raise TypeError("no acknowledgement")
+
+
+def _began_after(run: Checkpoint, mark: Checkpoint, now: datetime) -> bool:
+    if run.id == mark.id:
+        return run.token > mark.token
+    # Tokens of two ids say nothing about each other. A date in the future is that of a clock that was wrong.
+    return mark.created_at > now or (run.created_at, bare(run.run_id)) > (mark.created_at, bare(mark.run_id))
+
+
 def check_finished(checkpoint: Checkpoint) -> None:
     """Raises InvalidTransition for an unfinished run."""
     if checkpoint.unfinished:

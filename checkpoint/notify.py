@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from checkpoint import process, programs
 from checkpoint._load import data_path, load
+from checkpoint.apart import write_failure
 from checkpoint.errors import Usage
 from checkpoint.store.disk import append_line
 
@@ -32,6 +33,7 @@ NETWORK_TIMEOUT_S = 5
 RETRIES = 2
 # A little longer than all attempts together: it ends what trickles in a byte at a time.
 _NETWORK_LIMIT_S = 20
+_FILE_LIMIT_S = 10
 _LIMITS_S = {"command": COMMAND_LIMIT_S + 10, "mail": COMMAND_LIMIT_S + 10, "apprise": COMMAND_LIMIT_S + 10}
 
 _PLACE = re.compile(r"\$\{(file:[^}]+|[A-Za-z_][A-Za-z0-9_]*)\}")
@@ -176,7 +178,10 @@ def _stream(channel: Channel, message: Message, _: Secrets) -> None:
 
 def _log(channel: Channel, message: Message, secrets: Secrets) -> None:
     line = load("json:dumps")({"event": "notice", **message.document}) + "\n"
-    append_line(secrets(channel.address), line.encode(), unless=f'"id": "{message.id}"'.encode())
+    path, mark = secrets(channel.address), f'"id": "{message.id}"'.encode()
+    failure = write_failure(lambda: append_line(path, line.encode(), unless=mark), _FILE_LIMIT_S)
+    if failure is not None:
+        raise NotDelivered(failure)
 
 
 def _command(channel: Channel, message: Message, _: Secrets) -> None:

@@ -3,31 +3,40 @@ also while everything else is down.
 """
 
 import argparse
-import secrets
+import os
+import pwd
+import secrets as lots
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from os import uname
-from os.path import abspath, dirname, expanduser, isdir, isfile, join
+from os.path import abspath, dirname, expanduser, isdir, isfile, join, lexists
 from typing import Any
 
-from checkpoint import incident, notify, process
+from checkpoint import incident, notify, process, secrets
 from checkpoint._load import load
 from checkpoint.codec import timestamp
-from checkpoint.errors import CheckpointError, NotFound, Usage
+from checkpoint.errors import CheckpointError, NotFound, SecretFound, Usage
 from checkpoint.followup import Settings
 from checkpoint.incident import Ledger, Telling
+from checkpoint.monitor import Kind
 from checkpoint.notify import Message, NotDelivered
 from checkpoint.render import notice as words
 from checkpoint.render import text
 from checkpoint.selfcheck import PROGRAM, Parser, add_places, configured, parser, plain_help, seconds, stores_of
-from checkpoint.store import utc_now
+from checkpoint.store import open_store, utc_now
 from checkpoint.store.state import STATE_FOLDER, StateFolder, last_run, record_place
 
+NOT_DONE = 3
+_ACK_S = 4 * 3600
+_MISSED = 3
+
 _ABOUT = {
-    "ack": "Say that somebody has an incident in hand: nothing is told of it until the time is over or the checkpoint moves.",
+    "ack": "Say that you have an incident in hand: no notice of it until the time is over or the run moves on. The last run "
+    "of an exec that failed is no finding any more until the next one fails.",
     "snooze": "Be told nothing of a checkpoint until the time is over or the checkpoint moves.",
     "silence": "Be told nothing of any checkpoint whose id fits the pattern (* and ?), also of those to come.",
     "unquiet": "End what ack, snooze or silence asked for.",
-    "forget": "A store that was found in a workspace is gone for good: do not miss it any longer.",
+    "forget": "A store, or a run that vanished, is gone for good: do not miss it any longer.",
     "incidents": "List open incidents, and who asked for quiet about what.",
     "test-notify": "Send a test through each channel.",
 }
@@ -41,6 +50,7 @@ def settings(options: argparse.Namespace, stores: Sequence[str]) -> Settings:
         channels=notify.parse(options.notify),
         telling=Telling(repeat_s=options.repeat, hard_s=options.hard_age, recovery=options.recovery),
         period_s=options.every,
+        limit_s=options.timeout,
         metrics=options.metrics,
         html=options.html,
     )
@@ -52,24 +62,25 @@ def check_options(arguments: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    """``argv``: the verb and its arguments. Returns the exit status: 0, or 3 where it could not be done; of test-notify 2
-    where a channel failed."""
+    """``argv``: the verb and its arguments. Returns the exit status: 0; 2 for bad usage, and of test-notify where a channel
+    failed; 16 for a text that looks like a secret; 3 where it could not be done. None of them is a result of a check."""
     verb, *arguments = argv
-    options = configured(_parser(verb), arguments, environ)
     try:
+        options = configured(_parser(verb), arguments, environ)
         if verb == "test-notify":
             return _test(options, environ)
         place = _kept_at(options, environ)
         if verb == "incidents":
             _list(_ledger(place), as_json=options.json, every=options.all)
         else:
-            _change(verb, options, place)
+            _change(verb, options, place, environ)
     except CheckpointError as error:
-        hint = error.hint
+        hint = error.hint or (f"{PROGRAM} {verb} --help" if isinstance(error, Usage) else "")
         if error.as_user:
             hint = load("checkpoint.store.rights:as_user")(error.as_user, [PROGRAM, *argv])
-        process.write_stderr(text.escape(f"{PROGRAM} {verb}: {error.message}" + (f" (try: {hint})" if hint else "")))
-        return 3
+        words = f"{PROGRAM} {verb}: {secrets.redact(error.message)}" + (f" (try: {hint})" if hint else "")
+        process.write_stderr(text.escape(words))
+        return error.exit_code if isinstance(error, Usage | SecretFound) else NOT_DONE
     return 0
 
 
@@ -100,43 +111,147 @@ def _parser(verb: str) -> Parser:
     elif verb == "test-notify":
         made.add_argument("--notify", action="append", metavar="URL", help="where notices go; may be given again")
     else:
-        made.add_argument("id", metavar={"silence": "PATTERN", "forget": "STORE"}.get(verb, "ID"))
+        made.add_argument("id", metavar={"silence": "PATTERN", "forget": "ID|PATTERN|STORE"}.get(verb, "ID"))
         if verb not in ("unquiet", "forget"):
-            made.add_argument("--for", dest="for_s", type=seconds, required=True, metavar="D", help="how long; at most 30d")
-            made.add_argument("--by", required=True, metavar="NAME", help="who asks")
-            made.add_argument("--reason", required=True, metavar="TEXT", help="why")
+            # Whoever acknowledges at night has it in hand: a form to fill in would only keep the pager going.
+            bare = verb == "ack"
+            made.add_argument(
+                "--for",
+                dest="for_s",
+                type=seconds,
+                required=not bare,
+                metavar="D",
+                help="how long; at most 30d" + (" (4h)" if bare else ""),
+            )
+            made.add_argument("--by", metavar="NAME", help="who asks (you)")
+            made.add_argument("--reason", required=not bare, metavar="TEXT", help="why" + (" (none)" if bare else ""))
     return made
 
 
-def _change(verb: str, options: argparse.Namespace, place: str) -> None:
-    if not isdir(place):
-        raise _nothing(place)
-    folder = StateFolder(place)
+def _change(verb: str, options: argparse.Namespace, place: str, environ: Mapping[str, str]) -> None:
+    asked = vars(options)
+    by, reason = asked.get("by") or _user(), asked.get("reason", "")
+    _refuse_secrets({"id": options.id, "by": by, "reason": reason})
     store, id = abspath(expanduser(options.store[0])) if options.store else None, options.id
     if "/" in id and verb != "forget":
         store, _, id = id.rpartition("/")  # as `incidents` names one of several stores
+    settled: list[str] = []
+    if verb in ("ack", "unquiet"):
+        settled = _settle(id, [store] if store else stores_of(options, environ), None if verb == "unquiet" else by, reason)
+    if settled and not isfile(join(place, "state.json")):
+        return
+    if not isdir(place):
+        raise _nothing(place)
+    folder = StateFolder(place)
     with folder.locked():
         ledger = _read(folder)
-        if verb == "unquiet":
-            after = incident.unhush(ledger, id, store=store)
-        elif verb == "forget":
-            after = incident.forget(ledger, abspath(expanduser(id)))
+        if verb == "forget":
+            after = _forgotten(ledger, folder, id, store)
         else:
-            after = incident.hush(
-                ledger,
-                verb,
-                id,
-                store=store,
-                for_s=options.for_s,
-                by=options.by,
-                reason=options.reason,
-                now=utc_now(),
-            )
+            after = _asked(ledger, verb, id, store, options, by, reason, settled)
         folder.write(incident.to_document(after))
     for quiet in after.quiets:
         if quiet not in ledger.quiets:
             what = f"{quiet.store}/{quiet.pattern}" if quiet.store else quiet.pattern
             process.write_stderr(f"{text.escape(what)}: {words.quiet_words(quiet)}")
+
+
+def _asked(
+    ledger: Ledger,
+    verb: str,
+    id: str,
+    store: str | None,
+    options: argparse.Namespace,
+    by: str,
+    reason: str,
+    settled: Sequence[str],
+) -> Ledger:
+    """The ledger with what is asked for; ``settled``: stores in which a failed run was just acknowledged."""
+    before = ledger
+    if verb == "ack":
+        ledger = incident.without(ledger, Kind.LAST_RUN, ((one, id) for one in settled))
+    try:
+        if verb == "unquiet":
+            return incident.unhush(ledger, id, store=store)
+        for_s = vars(options).get("for_s", _ACK_S)
+        return incident.hush(ledger, verb, id, store=store, for_s=for_s, by=by, reason=reason, now=utc_now())
+    except NotFound:
+        if not settled:
+            raise
+        return ledger if verb == "ack" else before
+
+
+def _settle(id: str, stores: Sequence[str], by: str | None, reason: str) -> list[str]:
+    """Acknowledge the last run of a workflow of ``exec``, where that failed; ``by`` None: take that back. Returns the stores
+    in which there was one. Raises StoreUnavailable."""
+    settled = []
+    for store in stores:
+        try:
+            mark = open_store(store).acknowledge(id, by, reason)
+        except (NotFound, Usage):
+            continue
+        settled.append(abspath(expanduser(store)))
+        said = "in sight again" if by is None else f"acknowledged by {by}, until the next run fails"
+        process.write_stderr(text.escape(f"{id}: {said} (run {mark.run_id})"))
+    return settled
+
+
+def _forgotten(ledger: Ledger, folder: StateFolder, named: str, store: str | None) -> Ledger:
+    """The ledger without a store, or without the runs that vanished and fit ``named``. Raises NotFound."""
+    path = abspath(expanduser(named))
+    if path in ledger.stores:
+        folder.remember(path, ())
+        return incident.forget(ledger, path)
+    pattern = named
+    if "/" in named:
+        above, _, pattern = named.rpartition("/")
+        store = abspath(expanduser(above))
+    names = set()
+    for one in ledger.stores if store is None else (store,):
+        seen = [line.split() for line in folder.seen(one)]
+        # A line with a time behind it is that of a run that is missed.
+        gone = {fields[0].decode() for fields in seen if len(fields) == _MISSED and fnmatchcase(fields[0].decode(), pattern)}
+        if gone:
+            kept = [b" ".join(fields) for fields in seen if len(fields) != _MISSED or fields[0].decode() not in gone]
+            folder.remember(one, kept)
+            names |= {(one, id) for id in gone} | {(one, "")}
+            for id in gone:
+                _accept_loss(one, id)
+    if not names:
+        missing = f"{named} is no run that vanished, and none of the stores that were looked at"
+        raise NotFound(missing, hint=f"{PROGRAM} incidents")
+    count = sum(id != "" for _, id in names)
+    process.write_stderr(f"forgotten: {count} {'run' if count == 1 else 'runs'}")
+    return incident.without(ledger, Kind.VANISHED, names)
+
+
+def _accept_loss(store: str, id: str) -> None:
+    """Tell the store too, which may miss the record by itself."""
+    if lexists(join(store, f"{id}.json")):
+        return
+    try:
+        open_store(store).repair(id, None, None)
+    except CheckpointError:
+        pass  # it does not miss it
+
+
+def _user() -> str:
+    """Who types this; behind sudo, who called that."""
+    caller = os.environ.get("SUDO_USER")
+    if caller:
+        return caller
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def _refuse_secrets(fields: Mapping[str, str]) -> None:
+    """Raises SecretFound: what is asked for is kept, shown and sent."""
+    hits = [hit for name, value in fields.items() for hit in secrets.find(value, f"--{name}")]
+    if hits:
+        places = ", ".join(dict.fromkeys(f"{hit.path} ({hit.rule})" for hit in hits))
+        raise SecretFound(f"this looks like a secret, and would be written down and sent: {places}")
 
 
 def _list(ledger: Ledger, *, as_json: bool, every: bool) -> None:
@@ -166,7 +281,7 @@ def _test(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     channels = notify.parse(options.notify)
     if not channels:
         raise Usage("no channel is named: --notify URL, or notify in the configuration")
-    id, host = secrets.token_hex(16), uname().nodename
+    id, host = lots.token_hex(16), uname().nodename
     subject = f"CHECKPOINT OK {host}: a test of this channel"
     document: dict[str, Any] = {"schema": "checkpoint-notice/v1", "id": id, "host": host, "severity": "OK", "test": True}
     document |= {

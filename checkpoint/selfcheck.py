@@ -12,10 +12,10 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NoReturn
 
-from checkpoint import __version__, model, monitor, process
+from checkpoint import __version__, apart, model, monitor, process
 from checkpoint._load import load
 from checkpoint.codec import timestamp
 from checkpoint.config import directory, found_store, parse_duration, store_path
@@ -24,7 +24,7 @@ from checkpoint.liveness import Look
 from checkpoint.monitor import Finding, Kind, Policy, Reason, Report, Severity
 from checkpoint.render import text
 from checkpoint.render.check import check_line, finding_document, finding_line
-from checkpoint.store import find_stores, open_store, utc_now
+from checkpoint.store import DEFAULT_STORE, find_stores, is_foreign, open_store, utc_now
 from checkpoint.store.disk import append_line
 
 PROGRAM = "checkpoint-selfcheck"
@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
     """Raises Usage where argparse would end the process."""
 
     def error(self, message: str) -> NoReturn:
-        raise Usage(f"{message} (see {PROGRAM} --help)")
+        raise Usage(message, hint=f"{self.prog} --help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return load("checkpoint.oncall:main")(arguments, os.environ)  # type: ignore[no-any-return]
         return _run(arguments, os.environ)
     except CheckpointError as error:
-        return _unknown(error.message, json=json)
+        return _unknown(error.message + (f" (see {error.hint})" if error.hint else ""), json=json)
     except KeyboardInterrupt:
         return _unknown("interrupted", json=json)
     except Exception as error:  # noqa: BLE001 - whatever went wrong in here, it is UNKNOWN, and never silence
@@ -76,7 +76,8 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     began = time.monotonic()
     if options.ping is not None:
         _ping(options.ping, "/start", "", environ)
-    report = check(stores, Policy(threshold_s=options.threshold, critical_s=options.critical), utc_now())
+    policy = Policy(threshold_s=options.threshold, critical_s=options.critical)
+    report = check(stores, policy, utc_now(), limit_s=options.timeout, remember=recorded)
     if not options.store and not options.root and store_path(None, environ) is None:
         report = _with_search(report)
     events: Sequence[Mapping[str, Any]] = ()
@@ -87,10 +88,10 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         )
         report, events = follow_up.run()
     if options.log is not None:
-        try:
-            append_line(options.log, _log_lines(report, events, time.monotonic() - began))
-        except OSError as error:
-            words = f"the log {options.log} cannot be written: {error.strerror}"
+        lines_of_log = _log_lines(report, events, time.monotonic() - began)
+        failure = apart.write_failure(lambda: append_line(options.log, lines_of_log), options.timeout)
+        if failure is not None:
+            words = f"the log {options.log} {failure}"
             _say(f"{PROGRAM}: {words}")
             report = monitor.failed(report, Reason.UNLOGGED, options.log, words)
     severity = report.severity
@@ -114,32 +115,104 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     return int(severity)
 
 
-def check(stores: Sequence[str], policy: Policy, now: datetime) -> Report:
-    """Look at every unfinished checkpoint of the stores, and at nothing else. Raises nothing for a bad file or store."""
+def check(stores: Sequence[str], policy: Policy, now: datetime, *, limit_s: float = 10, remember: bool = False) -> Report:
+    """Look at every unfinished checkpoint of the stores, and at nothing else. Raises nothing for a bad file or store.
+
+    Each store is read by a process of its own; one that gives no sign for ``limit_s`` seconds is a finding, and silences
+    no other. ``remember``: the report says which runs were seen.
+    """
     findings: list[Finding] = []
     unfinished = 0
     idle_since: datetime | None = None
+    seen: dict[str, list[bytes]] = {}
+    blind: set[str] = set()
+    works = [lambda send, store=store: _look(store, policy, now, remember, send) for store in stores]
+    for position, item in apart.each(works, limit_s):
+        store = stores[position]
+        if isinstance(item, apart.NoAnswer):
+            blind.add(store)
+            findings = [finding for finding in findings if finding.store != store]
+            words = f"the store {store} does not answer: no sign of it for {limit_s} s"
+            findings.append(monitor.missing_store(store, words))
+        elif isinstance(item, apart.Failed):
+            blind.add(store)
+            words = f"a bug in the self-check, or its end: the store {store} was not looked at: {item}"
+            findings.append(monitor.missing_store(store, words))
+        elif item[0] == "finding":
+            findings.append(_received(item[1]))
+        else:
+            _, count, moved, lines = item
+            unfinished += count
+            if moved is not None:
+                idle_since = min(idle_since or datetime.max.replace(tzinfo=UTC), datetime.fromisoformat(moved))
+            seen.setdefault(store, []).append(lines)
+    blind |= {finding.store for finding in findings if finding.kind is Kind.STORE}
+    report = monitor.report(now, stores, monitor.last_runs(findings), unfinished, policy, idle_since)
+    known = {store: b"".join(lines) for store, lines in seen.items() if store not in blind}
+    return report._replace(seen=known if remember else {})
+
+
+def _look(store: str, policy: Policy, now: datetime, remember: bool, send: apart.Send) -> None:
+    """Read one store and send what is found: findings, then counts."""
     look = Look()
-    for store in stores:
-        try:
-            opened = open_store(store)
-            for entry in opened.scan():
-                if entry.checkpoint is None:
-                    assert entry.error is not None
-                    findings.append(monitor.judge_error(entry.name, entry.error, store))
-                    continue
-                unfinished += 1
-                moved = entry.checkpoint.progress_at
-                idle_since = moved if idle_since is None or moved < idle_since else idle_since
-                standing = look.standing(entry.checkpoint, opened, now)
-                finding = monitor.judge(entry.checkpoint, standing, now, policy, store)
-                if finding is not None:
-                    findings.append(finding)
-        except NotFound:
-            findings.append(monitor.missing_store(store, f"there is no store at {store}"))
-        except CheckpointError as error:
-            findings.append(monitor.missing_store(store, error.message))
-    return monitor.report(now, stores, findings, unfinished, policy, idle_since)
+
+    def tell(finding: Finding) -> None:
+        send(("finding", _sent(finding)))
+
+    unfinished = 0
+    idle_since: datetime | None = None
+    foreign: list[str] = []
+    lines: list[str] = []
+    try:
+        opened = open_store(store)
+        for entry in opened.scan(failing=True):
+            send(apart.ALIVE)
+            checkpoint = entry.checkpoint
+            if checkpoint is None:
+                assert entry.error is not None
+                if is_foreign(entry):
+                    foreign.append(entry.place)
+                else:
+                    tell(monitor.judge_error(entry.name, entry.error, store))
+                continue
+            if not checkpoint.unfinished:
+                tell(monitor.judge_last(checkpoint, now, policy, store))
+                continue
+            unfinished += 1
+            if remember:
+                lines.append(f"{checkpoint.id} {checkpoint.run_id}\n")
+            moved = checkpoint.progress_at
+            idle_since = moved if idle_since is None or moved < idle_since else idle_since
+            standing = look.standing(checkpoint, opened, now)
+            finding = monitor.judge(checkpoint, standing, now, policy, store)
+            if finding is not None:
+                tell(finding)
+        if foreign:
+            tell(monitor.foreign(store, foreign))
+    except NotFound:
+        tell(monitor.missing_store(store, f"there is no store at {store}"))
+    except CheckpointError as error:
+        tell(monitor.missing_store(store, error.message))
+    send(("counts", unfinished, idle_since and idle_since.isoformat(), "".join(lines).encode()))
+
+
+def _sent(finding: Finding) -> tuple[Any, ...]:
+    plain = finding._replace(
+        severity=int(finding.severity),  # type: ignore[arg-type]
+        reason=str(finding.reason),  # type: ignore[arg-type]
+        progress_at=finding.progress_at and finding.progress_at.isoformat(),  # type: ignore[arg-type]
+    )
+    return tuple(plain)
+
+
+def _received(fields: Sequence[Any]) -> Finding:
+    finding = Finding(*fields)
+    moved: Any = finding.progress_at
+    return finding._replace(
+        severity=Severity(finding.severity),
+        reason=Reason(finding.reason),
+        progress_at=None if moved is None else datetime.fromisoformat(moved),
+    )
 
 
 def _with_search(report: Report) -> Report:
@@ -162,7 +235,10 @@ def _material(report: Report) -> Any:
     chosen: dict[tuple[str, str], model.View] = {}
     recent: list[model.Checkpoint] = []
     look = Look()
+    blind = {finding.store for finding in report.findings if finding.kind is Kind.STORE}
     for name in report.stores:
+        if name in blind:
+            continue  # one that does not answer must not hold up the page
         try:
             store = open_store(name)
             for entry in store.scan():
@@ -190,7 +266,15 @@ def _check_monitor(options: argparse.Namespace, stores: Sequence[str]) -> int:
     now = utc_now()
     kept = bool(options.state or options.root)
     places = [place(options.state, options.root, stores).path] if kept else [state(store) for store in stores]
-    ages = {place: (now - stamp.at).total_seconds() if (stamp := last_run(place)) else None for place in places}
+
+    def look(place: str, send: apart.Send) -> None:
+        stamp = last_run(place)
+        send((now - stamp.at).total_seconds() if stamp else "never")
+
+    works = [lambda send, place=place: look(place, send) for place in places]
+    found = dict(apart.each(works, options.timeout))
+    # One that does not answer proves as little as one that is not there.
+    ages = {place: age if isinstance(age := found[at], float) else None for at, place in enumerate(places)}
     never = [place for place, age in ages.items() if age is None]
     oldest_s = max((age for age in ages.values() if age is not None), default=0.0)
     # A stamp from the future proves nothing about the last minutes.
@@ -243,6 +327,7 @@ def parser() -> argparse.ArgumentParser:
     add("--html", metavar="FILE", help="a page")
     add("--every", type=seconds, metavar="D", help="how often this runs (10m): the page and others say when it does not")
     add("--ping", metavar="URL", help="watcher to be told URL/start, then URL or URL/fail")
+    add("--timeout", type=seconds, metavar="D", help="for a store or file that gives no sign (10s)")
     add("--check-monitor", type=seconds, metavar="D", help="only say whether a self-check ran within this time: exit 0 or 2")
     add("--version", action="version", version=f"{PROGRAM} {__version__}")
     return made
@@ -270,6 +355,7 @@ DEFAULTS: Mapping[str, Any] = {
     "html": None,
     "every": 600,
     "ping": None,
+    "timeout": 10,
     "check_monitor": None,
 }
 
@@ -311,13 +397,29 @@ def seconds(value: str) -> int:
 
 def stores_of(options: argparse.Namespace, environ: Mapping[str, str]) -> list[str]:
     """The stores that are meant, each once. Raises Usage."""
-    found = find_stores(options.store, options.root) or [found_store(None, environ)]
+    found = _found(options.store, options.root, options.timeout) or [found_store(None, environ)]
     for store in found:
         try:
             store.encode()
         except UnicodeEncodeError:
             raise Usage(f"{store!r} is no UTF-8, and could be named in no record: give it another name") from None
     return found
+
+
+def _found(stores: Sequence[str], roots: Sequence[str], limit_s: float) -> list[str]:
+    """``find_stores``; a workspace that does not answer is named by the store that it should have."""
+    if not roots and len(stores) < 2:
+        return list(stores)
+    try:
+        return apart.call(lambda: find_stores(stores, roots), limit_s)  # type: ignore[no-any-return]
+    except apart.NoAnswer:
+        pass
+    found = list(stores)
+    works = [lambda send, root=root: send(find_stores((), [root])) for root in roots]
+    for at, stores_of_root in apart.each(works, limit_s):
+        silent = isinstance(stores_of_root, apart.NoAnswer)
+        found += [os.path.join(roots[at], DEFAULT_STORE)] if silent else stores_of_root
+    return list({os.path.abspath(store): store for store in found}.values())
 
 
 def _document(report: Report) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from checkpoint.errors import Usage
 
 _TEXTS = frozenset({"state", "log", "metrics", "html", "ping"})
 _LISTS = frozenset({"store", "root", "notify"})
-_DURATIONS = frozenset({"threshold", "critical", "repeat", "hard_age", "every"})
+_DURATIONS = frozenset({"threshold", "critical", "repeat", "hard_age", "every", "timeout"})
 _FLAGS = frozenset({"quiet", "recovery", "json"})
 KNOWN = _TEXTS | _LISTS | _DURATIONS | _FLAGS
 

@@ -116,15 +116,15 @@ def run(argv: Sequence[str], cwd: Path, *, compile: bool = False) -> Ended:
     return _run(argv, cwd, environ(compile=compile))
 
 
-def record(argv: Sequence[str], cwd: Path) -> tuple[Ended, list[Call]]:
-    """Run to the end; all calls of the names above, in order."""
-    return _traced([], sorted(NAMES), argv, cwd)
+def record(argv: Sequence[str], cwd: Path, *, children: bool = True) -> tuple[Ended, list[Call]]:
+    """Run to the end; all calls of the names above, in order. ``children``: theirs too."""
+    return _traced([], sorted(NAMES), argv, cwd, children=children)
 
 
-def killed_at(call: Call, argv: Sequence[str], cwd: Path) -> Ended:
+def killed_at(call: Call, argv: Sequence[str], cwd: Path, *, children: bool = True) -> Ended:
     """The same, killed as it enters ``call``. Not with --seccomp-bpf: there strace 6 drops the signal."""
     at = f"inject={call.name}:signal=SIGKILL:when={call.nth}"
-    ended, calls = _traced(["-e", at], [call.name], argv, cwd)
+    ended, calls = _traced(["-e", at], [call.name], argv, cwd, children=children)
     assert ended.killed, f"{call} was not hit: {ended}"
     _check_hit(call, calls)
     assert len(calls) == call.nth
@@ -139,11 +139,15 @@ def failed_at(call: Call, error: str, argv: Sequence[str], cwd: Path) -> Ended:
     return ended
 
 
-def _traced(options: Sequence[str], names: Sequence[str], argv: Sequence[str], cwd: Path) -> tuple[Ended, list[Call]]:
+def _traced(
+    options: Sequence[str], names: Sequence[str], argv: Sequence[str], cwd: Path, *, children: bool = True
+) -> tuple[Ended, list[Call]]:
     log = cwd.parent / f"{cwd.name}.strace"
     trace = "trace=" + ",".join(f"?{name}" for name in names)
     # Whole strings: a path that is cut short would not be recognised. Descriptors come with the path behind them.
-    ended = _run([*tracer(), "-y", "-s", "4096", "-e", trace, *options, "-o", str(log), *argv], cwd, environ())
+    # strace counts for each process: a child would be killed at its own call of that number.
+    command = [word for word in tracer() if children or word != "-f"]
+    ended = _run([*command, "-y", "-s", "4096", "-e", trace, *options, "-o", str(log), *argv], cwd, environ())
     counts: Counter[str] = Counter()
     calls = []
     for line in log.read_text(errors="replace").splitlines():

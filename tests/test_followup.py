@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -217,11 +218,15 @@ def test_ack_snooze_silence_and_their_end(workspace: Workspace) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("ack", "deploy"), "--for"),
-        (("ack", "deploy", "--for", "4h"), "--by"),
+        (("ack",), "ID"),
+        (("ack", "deploy", "--from", "4h"), "--from"),
+        (("snooze", "deploy"), "--for"),
+        (("silence", "deploy", "--for", "4h"), "--reason"),
+        (("snooze", "deploy", "--for", "4h", "--by", " ", "--reason", "b"), "--by"),
         (("snooze", "deploy", "--for", "31d", "--by", "a", "--reason", "b"), "30 days"),
         (("snooze", "deploy", "--for", "soon", "--by", "a", "--reason", "b"), "no duration"),
-        (("unquiet", "deploy"), "nobody has asked"),
+        (("incidents", "--nonsense"), "--nonsense"),
+        (("forget",), "STORE"),
         (("test-notify",), "no channel"),
         (("test-notify", "--notify", "nonsense"), "no address"),
     ],
@@ -230,9 +235,54 @@ def test_what_cannot_be_meant(workspace: Workspace, args: tuple[str, ...], words
     stale(workspace)
     check(workspace)
     done = workspace.selfcheck(*args)
-    assert done.code == 3
-    assert words in done.out + done.err
-    assert "Traceback" not in done.err
+    assert (done.code, done.out) == (2, ""), "no result of a monitoring plugin"
+    assert words in done.err
+    assert f"(try: checkpoint-selfcheck {args[0]} --help)" in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_what_cannot_be_done(workspace: Workspace) -> None:
+    stale(workspace)
+    check(workspace)
+    done = workspace.selfcheck("unquiet", "deploy")
+    assert (done.code, done.out, "nobody has asked" in done.err) == (3, "", True)
+
+
+def test_ack_alone_works(workspace: Workspace) -> None:
+    stale(workspace)
+    check(workspace)
+    assert workspace.selfcheck("ack", "deploy", env={"SUDO_USER": "ann"}).code == 0
+    (asked,) = workspace.selfcheck("incidents", "--json").json["quiets"]
+    lasts = datetime.fromisoformat(asked["until"]) - datetime.fromisoformat(asked["at"])
+    assert (asked["by"], asked["reason"], lasts) == ("ann", "", timedelta(hours=4))
+    said = workspace.selfcheck("ack", "deploy")
+    assert said.code == 0
+    assert f"acknowledged by {pwd.getpwuid(os.getuid()).pw_name} until" in said.err
+    assert not said.err.rstrip().endswith(":")
+
+
+@pytest.mark.parametrize("verb", ["ack", "snooze", "silence"])
+@pytest.mark.parametrize("option", ["--by", "--reason", "ID"])
+def test_what_looks_like_a_secret_is_not_written_down(workspace: Workspace, verb: str, option: str) -> None:
+    stale(workspace)
+    check(workspace)
+    secret = "https://u:" + "hunter2hunter2" + "@host/x"
+    asked = {"ID": "deploy", "--for": "4h", "--by": "ann", "--reason": "known"} | {option: secret}
+    options = [word for name, value in asked.items() if name != "ID" for word in (name, value)]
+    before = workspace.snapshot()
+    done = workspace.selfcheck(verb, asked["ID"], *options)
+    assert done.code == 16, done
+    assert "hunter2" not in done.out + done.err
+    assert workspace.snapshot() == before
+
+
+def test_an_attempt_is_counted_in_words(workspace: Workspace) -> None:
+    stale(workspace)
+    with receivers.web() as web:
+        web.answers = [500] * 3
+        for _ in range(2):
+            workspace.selfcheck(*SHORT, "--notify", web.url)
+        assert "(attempt 2, the first at " in web.requests[-1].json["text"]
 
 
 def test_what_is_open_is_listed_with_hostile_names_escaped(workspace: Workspace) -> None:
@@ -619,7 +669,7 @@ def test_killed_at_any_call_no_notice_is_lost_or_doubled(tmp_path: Path, receive
     sweep.copy(template, place)
     sweep.run(argv(place), place, compile=True)
     sweep.copy(template, place)
-    ended, calls = sweep.record(argv(place), place)
+    ended, calls = sweep.record(argv(place), place, children=False)
     assert ended.code == WARNING, ended
     below = str(place)
     points = [
@@ -633,7 +683,7 @@ def test_killed_at_any_call_no_notice_is_lost_or_doubled(tmp_path: Path, receive
     for point in points:
         sweep.copy(template, place)
         receiver.requests.clear()
-        sweep.killed_at(point, argv(place), place)
+        sweep.killed_at(point, argv(place), place, children=False)
         again = sweep.run(argv(place), place)
         last = sweep.run(argv(place), place)
         lines = (place / "memory" / "notices").read_text().splitlines()
@@ -682,6 +732,8 @@ def test_nothing_is_left_to_delete(make_workspace: Callable[[], Workspace]) -> N
     inside = {
         f"memory/checkpoints/.selfcheck/{name}" for name in ("state.json", "state.lock", "last-run.json", "last-run.lock")
     }
+    (seen,) = [path for path in found if re.fullmatch(r".*/\.selfcheck/unfinished-[0-9a-f]{16}\.txt", path)]
+    inside.add(seen)
     kept = {"memory/checkpoints/deploy.json", "memory/checkpoints/.locks/deploy.lock"}
     assert found == inside | kept | {"m.prom", "p.html", "audit", "notices"}
     shutil.rmtree(workspace.path)

@@ -109,8 +109,8 @@ def test_a_missing_store_is_unknown() -> None:
 
 
 def test_reasons_and_states_are_those_of_the_contract() -> None:
-    about_runs = {"abandoned", "slow", "blocked", "in_doubt", "expired", "failed", "clock"}
-    assert set(Reason) == about_runs | {"damaged", "unreadable", "missing_store", "unlogged", "unwritten"}
+    about_runs = {"abandoned", "slow", "blocked", "in_doubt", "expired", "failed", "clock", "looping", "vanished"}
+    assert set(Reason) == about_runs | {"damaged", "unreadable", "foreign", "missing_store", "unlogged", "unwritten"}
     assert {severity.name: int(severity) for severity in Severity} == {"OK": 0, "WARNING": 1, "CRITICAL": 2, "UNKNOWN": 3}
 
 

@@ -23,7 +23,12 @@ def verify(
     result = open_checkpoints(store).verify(ids or ())
     findings = [finding._asdict() for finding in result.findings]
     if json:
-        summary = {"checked": result.checked, "damaged": findings, "leftovers": [*result.leftovers]}
+        summary = {
+            "checked": result.checked,
+            "damaged": findings,
+            "leftovers": [*result.leftovers],
+            "foreign": [*result.foreign],
+        }
         if result.notes:
             summary["notes"] = [*result.notes]
         emit(text.to_json(summary) + "\n", changed=False)
@@ -35,6 +40,7 @@ def verify(
         ]
         lines += [f"{place}: left over, harmless" for place in map(text.escape, result.leftovers)]
         lines += [f"WARNING: {note}" for note in map(text.escape, result.notes)]
+        lines += [f"{place}: foreign, no file of the store" for place in map(text.escape, result.foreign)]
         lines.append(f"{result.checked} checked, {len(findings)} bad" if findings else f"{result.checked} checked, all whole")
         emit("\n".join(lines) + "\n", changed=False)
     if findings:

@@ -60,7 +60,7 @@ def watch(
         # Opened each time: a store that was moved away, or removed and made again, is another folder under that name.
         checkpoints = Checkpoints(location, owner=named.owner)
         try:
-            return Seen(checkpoints.store.now(), list(checkpoints.list(finished=all, workflow=workflow)), None)
+            return Seen(checkpoints.store.now(), list(checkpoints.list(finished=all, workflow=workflow, failing=True)), None)
         except CheckpointError as error:
             return Seen(checkpoints.store.now(), [], error)
 

@@ -322,7 +322,7 @@ def list_(
     json: Json = False,
     store: Store = None,
 ) -> None:
-    """Unfinished checkpoints, oldest first."""
+    """Unfinished checkpoints, oldest first, and the last run of an exec that failed, until the next good one."""
     form = "jsonl" if json else format or ("table" if sys.stdout and sys.stdout.isatty() else "tsv")
     if form not in ("table", "json", "jsonl", "tsv"):
         raise Usage(f"--format {form!r} is none of table, json, jsonl, tsv")
@@ -330,7 +330,7 @@ def list_(
         raise Usage(f"--status {status!r} is none of {', '.join(Status)}")
     checkpoints = open_checkpoints(store)
     wanted = None if status is None else Status(status)
-    found = list(checkpoints.list(finished=all, status=wanted, workflow=workflow))
+    found = list(checkpoints.list(finished=all, status=wanted, workflow=workflow, failing=True))
     now = checkpoints.store.now()
     if form == "table":
         rows = [_cells(listed, now) for listed in found]
@@ -343,6 +343,10 @@ def list_(
     emit(output, changed=False)
     warn_if_unwatched(checkpoints)
     for listed in found:
+        if listed.view is not None and listed.place.startswith("failing/"):
+            mark = listed.view.checkpoint
+            hint = f"checkpoint-tool show {mark.run_id}"
+            say(f"checkpoint-tool: the last run of {mark.workflow} failed: {mark.reason} (try: {hint})")
         if listed.error is not None:
             hint = listed.error.hint + (f" --store {shlex.quote(store)}" if store is not None else "")
             say(f"checkpoint-tool: {listed.error.message}" + (f" (try: {hint})" if listed.error.hint else ""))
@@ -350,19 +354,21 @@ def list_(
         say(f"nothing unfinished in {checkpoints.store.location}" if not all else f"{checkpoints.store.location} is empty")
 
 
-_COLUMNS = ("ID", "STATUS", "DONE", "NEXT", "IN DOUBT", "OWNER", "PROGRESS")
+_COLUMNS = ("ID", "STATUS", "DONE", "NEXT", "IN DOUBT", "OWNER", "PROGRESS", "REASON")
 
 
 def _cells(listed: Listed, now: Any) -> tuple[str, ...]:
     if listed.view is None:
-        return (listed.name, "damaged", "", "", "", "", listed.place)
+        return (listed.name, "damaged", "", "", "", "", listed.place, "")
     view = listed.view
     checkpoint = view.checkpoint
     done = sum(step.status in model.DONE for step in checkpoint.steps)
     owner = f"{view.owner_state} ({checkpoint.lease.owner})" if checkpoint.lease else ""
     age = text.duration(int((now - checkpoint.progress_at).total_seconds()))
     doubt = ", ".join(view.in_doubt)
-    return (checkpoint.id, checkpoint.status, f"{done}/{len(checkpoint.steps)}", view.next or "", doubt, owner, f"{age} ago")
+    count = f"{done}/{len(checkpoint.steps)}"
+    reason = checkpoint.reason or ""
+    return (checkpoint.id, checkpoint.status, count, view.next or "", doubt, owner, f"{age} ago", reason)
 
 
 def _tsv(listed: Listed) -> tuple[object, ...]:

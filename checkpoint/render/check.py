@@ -1,10 +1,13 @@
 """What the self-check prints: its first line, findings in words and as JSON. Apart from ``text``, which every command loads."""
 
+from collections import Counter
 from typing import Any
 
 from checkpoint.codec import timestamp
-from checkpoint.monitor import Finding, Report, Severity
+from checkpoint.monitor import Finding, Kind, Report, Severity
 from checkpoint.render.text import duration, escape
+
+_WORDS = {Kind.VANISHED: "vanished", Kind.LAST_RUN: "failed"}
 
 
 def check_line(report: Report) -> str:
@@ -14,11 +17,13 @@ def check_line(report: Report) -> str:
         words = f"nothing stale, {report.unfinished} unfinished"
     else:
         parts = []
-        if report.stale:
-            age = f" (oldest {oldest.id}, {duration(oldest.age_s or 0)})" if oldest else ""
-            parts.append(f"{len(report.stale)} stale{age}")
+        counts = Counter(_WORDS.get(finding.kind, "stale") for finding in report.stale)
+        parts += [f"{counts[word]} {word}" for word in ("vanished", "stale", "failed") if counts[word]]
+        if parts and oldest:
+            parts[-1] += f" (oldest {oldest.id or oldest.store}, {duration(oldest.age_s or 0)})"
         if report.unreadable:
             parts.append(f"{report.unreadable} unreadable")
+        parts += [finding.detail for finding in report.findings if finding.kind is Kind.FOREIGN]
         missing = [finding for finding in report.findings if finding.severity is Severity.UNKNOWN]
         parts += [finding.detail for finding in missing]
         words = ", ".join(parts)

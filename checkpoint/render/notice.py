@@ -36,7 +36,7 @@ def notice_lines(notice: Notice) -> tuple[str, ...]:
     if left_out > 0:
         lines[_MOST_LINES:] = [f"and {left_out} more: checkpoint-selfcheck incidents"]
     if notice.attempts > 1:
-        lines.append(f"(sent for the {notice.attempts}th time, first at {model.clock(notice.at)}; id {notice.id})")
+        lines.append(f"(attempt {notice.attempts}, the first at {model.clock(notice.at)}; id {notice.id})")
     return tuple(lines)
 
 
@@ -91,7 +91,7 @@ def incident_line(incident: Incident, quiet: Quiet | None, *, place: bool) -> st
 def quiet_words(quiet: Quiet) -> str:
     """Who asked for quiet, until when, and why."""
     verb = {"ack": "acknowledged", "snooze": "snoozed", "silence": "silenced"}[quiet.verb]
-    return escape(f"{verb} by {quiet.by} until {model.clock(quiet.until)}: {quiet.reason}")
+    return escape(f"{verb} by {quiet.by} until {model.clock(quiet.until)}" + (f": {quiet.reason}" if quiet.reason else ""))
 
 
 def metrics(report: Report, *, took_s: float, last_success_at: datetime | None, failures: Mapping[str, int]) -> str:

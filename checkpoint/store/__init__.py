@@ -6,13 +6,13 @@ for locks, and a backend needs no more than one atomic read-decide-write.
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from os import PathLike
 from typing import NamedTuple, Protocol
 
 from checkpoint._load import load
-from checkpoint.errors import CheckpointError, Conflict, Usage, shown
+from checkpoint.errors import CheckpointError, Conflict, Damaged, Usage, shown
 from checkpoint.model import ID, RUN_ID, Checkpoint, bare
 
 Change = Callable[[Checkpoint, datetime], Checkpoint]
@@ -38,6 +38,11 @@ class Entry(NamedTuple):
     place: str
     checkpoint: Checkpoint | None
     error: CheckpointError | None
+
+
+def is_foreign(entry: Entry) -> bool:
+    """Whether it is a file of another program (``lost+found``, ``Thumbs.db``): it can never have been a checkpoint."""
+    return isinstance(entry.error, Damaged) and entry.error.kind == "name" and not entry.place.endswith(".json")
 
 
 class Attestation(Protocol):
@@ -86,10 +91,18 @@ class Store(Protocol):
         that this id was ever issued.
         """
 
-    def scan(self, *, finished: bool = False, workflow: str | None = None, newest: int | None = None) -> Iterator[Entry]:
+    def scan(
+        self,
+        *,
+        finished: bool = False,
+        workflow: str | None = None,
+        newest: int | None = None,
+        failing: bool = False,
+    ) -> Iterator[Entry]:
         """Unfinished checkpoints in the order of their ids, or all. Never raises for one bad record.
 
         ``workflow``: only what may be a run of it, going by its id. ``newest``: no more than so many of each history.
+        ``failing``: then, for each workflow of ``exec``, its last run if that went wrong and nobody has acknowledged it.
         """
 
     def recent(self, newest: int) -> Iterator[Entry]:
@@ -97,6 +110,16 @@ class Store(Protocol):
 
     def archive(self, id: str, run_id: str) -> None:
         """Move a finished run out of the unfinished ones. Done already, also when another run follows: nothing happens."""
+
+    def acknowledge(self, workflow: str, by: str | None, reason: str) -> Checkpoint:
+        """Take the last failed run of ``workflow`` out of sight until the next one fails; ``by`` None: back into sight.
+
+        Raises NotFound where none is in sight (or, for None, was acknowledged).
+        """
+
+    def ended(self, runs: Sequence[tuple[str, str]]) -> list[bool]:
+        """For each (id, run id): whether a record of it is there, unfinished or finished. Without a run id ("") any
+        record of that id counts."""
 
     def delete(self, name: str, run_id: str) -> None:
         """Forget a finished run, and no other that ``name`` may mean. Gone already: nothing happens. Raises

@@ -174,25 +174,25 @@ class Folder:
         except FileNotFoundError:
             return False
 
-    def read(self, name: str) -> bytes:
-        """The bytes of a regular file of ours, at most 4 MiB.
+    def read(self, name: str, limit: int = RECORD_LIMIT) -> bytes:
+        """The bytes of a regular file of ours, at most ``limit`` (4 MiB).
 
         Raises FileNotFoundError, OSError, and Damaged (of a kind that names what stands there instead).
         """
-        return self.read_dated(name)[0]
+        return self.read_dated(name, limit)[0]
 
-    def read_dated(self, name: str) -> tuple[bytes, int]:
+    def read_dated(self, name: str, limit: int = RECORD_LIMIT) -> tuple[bytes, int]:
         """The same, and the file's ctime in ns."""
-        fd, status = self._open(name)
+        fd, status = self._open(name, limit)
         size = status.st_size
         try:
             # Whole with the first read, as a rule: nothing of ours is ever written in place.
             data = os.read(fd, size + 1)
-            while len(data) != size and (chunk := os.read(fd, 1 << 20)) and len(data) <= RECORD_LIMIT:
+            while len(data) != size and (chunk := os.read(fd, 1 << 20)) and len(data) <= limit:
                 data += chunk
         finally:
             os.close(fd)
-        if len(data) > RECORD_LIMIT:
+        if len(data) > limit:
             raise _damaged(name, "too-large")
         return data, status.st_ctime_ns
 
@@ -279,7 +279,7 @@ class Folder:
         except OSError:
             pass  # left for the next write of the same id, which looks for it
 
-    def _open(self, name: str) -> tuple[int, os.stat_result]:
+    def _open(self, name: str, limit: int = RECORD_LIMIT) -> tuple[int, os.stat_result]:
         try:
             fd = os.open(name, _READ, dir_fd=self.fd)
         except OSError as error:
@@ -294,7 +294,7 @@ class Folder:
             if status.st_uid != self.owner:
                 raise _damaged(name, "foreign-owner")
             # A second name (`cp -al`) does no harm: a write replaces the file, and leaves the other name as it was.
-            if status.st_size > RECORD_LIMIT:
+            if status.st_size > limit:
                 raise _damaged(name, "too-large")
         except BaseException:
             os.close(fd)
@@ -561,6 +561,7 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 
 LOG_LIMIT = 10 << 20
 LOGS_KEPT = 5
+_LOG_WAIT_S = 5.0
 _TAIL = 1 << 20
 
 
@@ -635,7 +636,7 @@ def _open_log(path: str) -> int:
                 raise OSError(errno.EINVAL, "not a regular file")
             if status.st_uid == os.geteuid():
                 os.fchmod(fd, 0o600)
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            _lock_in_time(fd)
             if not _is_named(path, fd):
                 os.close(fd)  # another rotated it while we waited
                 continue
@@ -658,6 +659,19 @@ def _refuse_in_workspace_of_another(path: str) -> None:
     above = os.path.dirname(os.path.abspath(path))
     if os.path.exists(above) and os.stat(above).st_uid != os.geteuid():
         load("checkpoint.store.rights:refuse_file")(path)
+
+
+def _lock_in_time(fd: int) -> None:
+    """Raises OSError where another process keeps the log locked: waited for without an end, it would silence a check."""
+    deadline = time.monotonic() + _LOG_WAIT_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise OSError(errno.EWOULDBLOCK, "another process keeps it locked") from None
+        time.sleep(0.02)
 
 
 def _is_named(path: str, fd: int) -> bool:

@@ -3,6 +3,7 @@
     <id>.json                        unfinished: the only files that the self-check reads
     done/<id>.json                   finished, with a key: the receipt
     done/<workflow>/<run_id>.json    finished, without a key: the history
+    failing/<workflow>.json          a copy of the last run of an ``exec`` that went wrong, until a good one
     .gitignore                       ``*``: git leaves a new store alone
     .locks/<id>.lock                 the update lock, and what was acknowledged last: token, run id, revision
     .locks/<id>.owner                locked by the holder of a claim for as long as it lives
@@ -46,6 +47,12 @@ _UNFINISHED = "unfinished"
 _MOST_REMEMBERED = 10_000
 _PROMPT_NS = 50_000_000
 _YOUNG_NS = 10_000_000_000
+_FAILING = "failing"
+
+
+def _unavailable(place: str, error: Exception) -> StoreUnavailable:
+    words = error.strerror if isinstance(error, OSError) else str(error)
+    return StoreUnavailable(f"{place} cannot be read: {words}")
 
 
 def find_stores(stores: Iterable[str], roots: Iterable[str]) -> list[str]:
@@ -209,11 +216,28 @@ class FileStore:
                     with done.child(checkpoint.workflow, make=True) as history:
                         self._put_away(folder, history, model.bare(checkpoint.run_id) + _SUFFIX, finished)
                 changed_ns = done.changed(_finished_place(checkpoint))
+            if checkpoint.invoked:
+                self._mark(folder, id, checkpoint)
             # The next run of this id goes on counting from here, also when this one is pruned.
             state = KEPT if keyed else OVER
             self._acknowledge(spot, checkpoint, state, checkpoint.token, changed_ns, durable=True)
             folder.remove(file)
             self._unmark(locks, id)
+
+    def acknowledge(self, workflow: str, by: str | None, reason: str) -> Checkpoint:
+        checked(workflow)
+        nothing = NotFound(f"no failed run of {workflow} is in sight", hint="checkpoint-tool list")
+        with self._errors():
+            # Looked at first without the lock, which leaves a file behind.
+            if not self._folder().has(f"{_FAILING}/{workflow}{_SUFFIX}"):
+                raise nothing
+            with self._locked(workflow) as (folder, *_), folder.child(_FAILING) as place:
+                mark = self._read_mark(place, workflow)
+                if (by is None) is not model.is_acknowledged(mark):
+                    raise nothing
+                seen = model.acknowledged(mark, by, reason, self.now())
+                folder.write(workflow + _SUFFIX, codec.encode(seen).raw, owner=workflow, into=place)
+                return seen
 
     def delete(self, name: str, run_id: str) -> None:
         try:
@@ -287,7 +311,16 @@ class FileStore:
                 return self._at(self._folder(), place, lambda folder, file, id: (id, folder.read(file)))
             return self._look(name, lambda _, folder, file, id: (id, folder.read(file)))
 
-    def scan(self, *, finished: bool = False, workflow: str | None = None, newest: int | None = None) -> Iterator[Entry]:
+    def scan(
+        self,
+        *,
+        finished: bool = False,
+        workflow: str | None = None,
+        newest: int | None = None,
+        failing: bool = False,
+    ) -> Iterator[Entry]:
+        # Of runs whose process died between their end and their move below ``done``.
+        ended: list[Checkpoint] = []
         with self._errors():
             folder = self._folder()
             done = self._done(folder) if finished else self._done_if_safe(folder)
@@ -298,6 +331,10 @@ class FileStore:
                 checkpoint = entry.checkpoint
                 if checkpoint is None or checkpoint.unfinished or (finished and not _is_put_away(done, checkpoint)):
                     yield entry
+                elif checkpoint.invoked:
+                    ended.append(checkpoint)
+            if failing:
+                yield from self._failing(folder, workflow, ended)
             if locks is not None:
                 yield from self._scan_vanished(folder, locks, files, workflow, thorough=finished)
             if not finished:
@@ -356,6 +393,12 @@ class FileStore:
         except (OSError, CheckpointError):
             return None
 
+    def ended(self, runs: Sequence[tuple[str, str]]) -> list[bool]:
+        with self._errors():
+            folder = self._folder()
+            done = self._done(folder)
+            return [self._is_known(folder, done, id, run_id) for id, run_id in runs]
+
     def leftovers(self) -> list[str]:
         with self._errors():
             folder = self._folder()
@@ -382,6 +425,83 @@ class FileStore:
                 for file in sorted(place.names())
                 if file.endswith(_SUFFIX) and place.has_second_name(file)
             ]
+
+    # --- the last run of a workflow, where it went wrong ---------------------------------------------------------------
+
+    def _mark(self, folder: Folder, id: str, ended: Checkpoint) -> None:
+        """Bring the mark of a workflow up to date, under the lock of ``id``; before the record leaves the store's root, so
+        that a process that dies here leaves one of the two to be seen."""
+        workflow = ended.workflow
+        if ended.status is not model.Status.FAILED and not folder.has(f"{_FAILING}/{workflow}{_SUFFIX}"):
+            return
+        if id == workflow:
+            self._mark_locked(folder, ended)
+            return
+        with self._locked(workflow):
+            self._mark_locked(folder, ended)
+
+    def _mark_locked(self, folder: Folder, ended: Checkpoint) -> None:
+        file = ended.workflow + _SUFFIX
+        with folder.child(_FAILING, make=True) as place:
+            try:
+                mark: Checkpoint | None = self._read_mark(place, ended.workflow)
+            except FileNotFoundError:
+                mark = None
+            except CheckpointError:
+                mark = None
+                with folder.child("quarantine", make=True) as quarantine:
+                    place.move(file, quarantine, f"{file}.bad-{time.time_ns() // 1_000_000}")
+            after = model.failing_after(mark, ended, self.now())
+            if after is None and mark is not None:
+                place.remove(file)
+            elif after is not None and after is not mark:
+                folder.write(file, codec.encode(after).raw, owner=ended.workflow, into=place)
+
+    def _read_mark(self, place: Folder, workflow: str) -> Checkpoint:
+        """Raises FileNotFoundError, OSError, Damaged, SchemaMismatch."""
+        raw = place.read(workflow + _SUFFIX)
+        name = f"{_FAILING}/{workflow}"
+        try:
+            id = codec.parse_object(raw.decode())["id"]
+            # Of a run beside another the id is longer than the workflow's name.
+            mark = codec.decode(raw, id if model.may_be_of(id, workflow) else workflow, name=name).checkpoint
+            model.check_mark(mark)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise Damaged(f"{name} is damaged (schema): {error}", kind="schema") from None
+        return mark
+
+    def _failing(self, folder: Folder, workflow: str | None, ended: Iterable[Checkpoint]) -> Iterator[Entry]:
+        marks: dict[str, tuple[str, Checkpoint | None]] = {}
+        names: list[str] = []
+        place: Folder | None = None
+        try:
+            place = folder.child(_FAILING)
+            names = sorted(name.removesuffix(_SUFFIX) for name in place.names() if name.endswith(_SUFFIX))
+        except FileNotFoundError:
+            pass
+        except (OSError, StoreUnavailable) as error:
+            yield Entry(_FAILING, _FAILING, None, _unavailable(_FAILING, error))
+        for name in names:
+            if workflow not in (None, name) or place is None or not model.NAME.fullmatch(name):
+                continue
+            at = f"{_FAILING}/{name}{_SUFFIX}"
+            try:
+                marks[name] = at, self._read_mark(place, name)
+            except FileNotFoundError:
+                continue  # a good run has ended since
+            except CheckpointError as error:
+                yield Entry(name, at, None, error)
+            except OSError as error:
+                yield Entry(name, at, None, _unavailable(at, error))
+        now = self.now()
+        for checkpoint in ended:
+            at, mark = marks.get(checkpoint.workflow, ("", None))
+            after = model.failing_after(mark, checkpoint, now)
+            if after is not mark:
+                marks[checkpoint.workflow] = checkpoint.id + _SUFFIX, after
+        for at, mark in marks.values():
+            if mark is not None and not model.is_acknowledged(mark):
+                yield Entry(mark.id, at, mark, None)
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
@@ -845,6 +965,23 @@ class FileStore:
         """The same for what only looks whether a finished run is there; what may not be entered holds none."""
         return _child_if_safe(folder, "done")
 
+    def _is_known(self, folder: Folder, done: Folder | None, id: str, run_id: str) -> bool:
+        """Whether a record of the run stands anywhere it may; one that cannot be read counts, and is a finding itself."""
+        file = id + _SUFFIX
+        for place in (folder, done):
+            if place is None or not place.has(file):
+                continue
+            try:
+                if run_id in ("", self._read(place, file, id).checkpoint.run_id):
+                    return True
+            except FileNotFoundError:
+                continue  # it ends while we look
+            except (CheckpointError, OSError):
+                return True
+        if done is None:
+            return False
+        return done.has(f"{id}/{model.bare(run_id)}{_SUFFIX}" if run_id else id)
+
     def _last_token(self, done: Folder | None, id: str) -> int:
         """The highest token of the finished runs: for a store that came back from a backup without its lock files."""
         if done is None:
@@ -905,7 +1042,7 @@ class FileStore:
         for file in files:
             if workflow is not None and not model.may_be_of(file.removesuffix(_SUFFIX), workflow):
                 continue
-            if file.startswith(".") or (not prefix and file in ("done", "quarantine")):
+            if file.startswith(".") or (not prefix and file in ("done", "quarantine", _FAILING)):
                 continue
             if prefix == "done/" and model.NAME.fullmatch(file) and folder.is_folder(file):
                 continue

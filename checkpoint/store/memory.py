@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 
 from checkpoint import codec, model
@@ -22,6 +22,8 @@ class MemoryStore:
         self._finished: dict[str, bytes] = {}
         """Receipts by id, history by run id."""
         self._tokens: dict[str, int] = {}
+        self._failing: dict[str, Checkpoint] = {}
+        """The last run of a workflow of ``exec``, where it went wrong, by workflow."""
         self._set_aside: dict[str, bytes] = {}
         self._lock = threading.RLock()
 
@@ -67,8 +69,16 @@ class MemoryStore:
                 self._tokens[after.id] = max(after.token, self._tokens.get(after.id, 0))
             return after
 
-    def scan(self, *, finished: bool = False, workflow: str | None = None, newest: int | None = None) -> Iterator[Entry]:
+    def scan(
+        self,
+        *,
+        finished: bool = False,
+        workflow: str | None = None,
+        newest: int | None = None,
+        failing: bool = False,
+    ) -> Iterator[Entry]:
         with self._lock:
+            marks = dict(self._failing) if failing else {}
             places = {f"{key}.json": (key, raw) for key, raw in self._unfinished.items()}
             if finished:
                 places |= {f"done/{key}.json": (key, raw) for key, raw in self._finished.items()}
@@ -89,6 +99,9 @@ class MemoryStore:
                 mine = workflow is None or checkpoint.workflow == workflow
                 if mine and (finished or checkpoint.unfinished):
                     yield Entry(key, place, checkpoint, None)
+        for name, mark in marks.items():
+            if workflow in (None, name) and not model.is_acknowledged(mark):
+                yield Entry(mark.id, f"failing/{name}.json", mark, None)
 
     def recent(self, newest: int) -> Iterator[Entry]:
         ended = [
@@ -109,7 +122,26 @@ class MemoryStore:
             model.check_finished(checkpoint)
             key = id if checkpoint.idempotency_key is not None else model.bare(checkpoint.run_id)
             self._finished.setdefault(key, raw)
+            mark = model.failing_after(self._failing.get(checkpoint.workflow), checkpoint, self.now())
+            if mark is None:
+                self._failing.pop(checkpoint.workflow, None)
+            else:
+                self._failing[checkpoint.workflow] = mark
             del self._unfinished[id]
+
+    def acknowledge(self, workflow: str, by: str | None, reason: str) -> Checkpoint:
+        with self._lock:
+            mark = self._failing.get(checked(workflow))
+            if mark is None or (by is None) is not model.is_acknowledged(mark):
+                raise NotFound(f"no failed run of {workflow} is in sight", hint="checkpoint-tool list")
+            self._failing[workflow] = model.acknowledged(mark, by, reason, self.now())
+            return self._failing[workflow]
+
+    def ended(self, runs: Sequence[tuple[str, str]]) -> list[bool]:
+        known = [entry.checkpoint for entry in self.scan(finished=True) if entry.checkpoint is not None]
+        found = {(checkpoint.id, checkpoint.run_id) for checkpoint in known}
+        ids = {checkpoint.id for checkpoint in known}
+        return [(id, run_id) in found if run_id else id in ids for id, run_id in runs]
 
     def delete(self, name: str, run_id: str) -> None:
         with self._lock:

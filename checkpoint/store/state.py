@@ -9,10 +9,11 @@ Standard library only: the lock is flock(2) by way of fcntl.
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -29,6 +30,8 @@ _NAME = "state"
 _STAMP = "last-run.json"
 _STAMP_NAME = "last-run"
 _LOCK_WAIT_S = 5.0
+_PROBE = "probe"
+_SEEN_LIMIT = 256 << 20
 
 
 class Stamp(NamedTuple):
@@ -130,6 +133,35 @@ class StateFolder:
         with _errors(self.path):
             self.folder.write(_STATE, _json(sealed), owner=_NAME)
 
+    def probe(self) -> None:
+        """Write and remove a file, to find out whether this folder answers. Raises StoreUnavailable."""
+        name = f".{_PROBE}.{os.urandom(6).hex()}.tmp"
+        with _errors(self.path):
+            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self.folder.fd)
+            try:
+                os.write(fd, b"?")
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+                self.folder.discard_temporaries(_PROBE)
+
+    def seen(self, store: str) -> list[bytes]:
+        """The lines that ``remember`` was given last for ``store``. Raises StoreUnavailable, Damaged."""
+        with _errors(self.path):
+            try:
+                return self.folder.read(_seen_name(store), _SEEN_LIMIT).splitlines()[1:]
+            except FileNotFoundError:
+                return []
+
+    def remember(self, store: str, lines: Iterable[bytes]) -> None:
+        """Keep a line ``id run_id`` for each unfinished run of ``store``, with the time behind it since when it is missed;
+        only under the lock. Raises StoreUnavailable."""
+        name = _seen_name(store)
+        data = b"\n".join([f"# {store}".encode("utf-8", "backslashreplace").replace(b"\n", b" "), *lines]) + b"\n"
+        with _errors(self.path):
+            if not self.folder.has(name) or self.folder.read(name, _SEEN_LIMIT) != data:
+                self.folder.write(name, data, owner=_NAME)
+
     def set_aside(self) -> str:
         """Put a damaged state where it can be looked at, and say where; only under the lock. Raises StoreUnavailable."""
         name = f"{_STATE}.bad-{time.time_ns() // 1_000_000}"
@@ -148,6 +180,10 @@ class StateFolder:
                     self.folder.write(_STAMP, _json(stamp), owner=_STAMP_NAME)
             finally:
                 lock.close()
+
+
+def _seen_name(store: str) -> str:
+    return f"unfinished-{hashlib.sha256(store.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.txt"
 
 
 def last_check(store: str) -> Stamp | None:
