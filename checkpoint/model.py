@@ -463,8 +463,7 @@ def newest_first(runs: Iterable[Checkpoint]) -> list[Checkpoint]:
     """
     families: dict[str, list[Checkpoint]] = {}
     for run in runs:
-        is_own_key = run.idempotency_key in (None, run.run_id)  # as of an `exec` that began beside another
-        families.setdefault(run.workflow if is_own_key else run.id, []).append(run)
+        families.setdefault(_counts_with(run), []).append(run)
     dated: list[tuple[datetime, int, Checkpoint]] = []
     for family in families.values():
         latest = max(run.created_at for run in family)
@@ -472,6 +471,11 @@ def newest_first(runs: Iterable[Checkpoint]) -> list[Checkpoint]:
             latest = min(latest, run.created_at)
             dated.append((latest, run.token, run))
     return [run for _, _, run in sorted(dated, key=lambda item: item[:2], reverse=True)]
+
+
+def _counts_with(run: Checkpoint) -> str:
+    """The id whose tokens it counts: that of the workflow, also where an ``exec`` began beside another, or of its key."""
+    return run.workflow if run.idempotency_key in (None, run.run_id) else run.id
 
 
 def bare(run_id: str) -> str:
@@ -1170,9 +1174,9 @@ def check_mark(checkpoint: Checkpoint) -> None:
 
 
 def _began_after(run: Checkpoint, mark: Checkpoint, now: datetime) -> bool:
-    if run.id == mark.id:
+    if _counts_with(run) == _counts_with(mark) and run.token != mark.token:
         return run.token > mark.token
-    # Tokens of two ids say nothing about each other. A date in the future is that of a clock that was wrong.
+    # Tokens of two keys say nothing about each other. A date in the future is that of a clock that was wrong.
     return mark.created_at > now or (run.created_at, bare(run.run_id)) > (mark.created_at, bare(mark.run_id))
 
 

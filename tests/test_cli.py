@@ -995,7 +995,7 @@ def test_verify_of_what_is_whole(workspace: Workspace) -> None:
     assert workspace.tool("verify").code in (0, 10), "no store yet"
     finish(workspace)
     ok(workspace, "start", "deploy")
-    assert record(workspace, "verify") == {"checked": 2, "damaged": [], "leftovers": []}
+    assert record(workspace, "verify") == {"checked": 2, "damaged": [], "leftovers": [], "foreign": []}
     assert record(workspace, "verify", "deploy")["damaged"] == []
     refused(workspace.tool("verify", "nope"), 10)
 
