@@ -395,8 +395,10 @@ def the_self_check(told: Told, folder: Path) -> None:
     (workspace.store / "newer.json").write_text(workspace.file("old").read_text().replace("checkpoint/v1", "checkpoint/v9"))
     time.sleep(1.1)
     (workspace.path / "full").symlink_to("/dev/full")
+    (workspace.store / "Thumbs.db").write_text("x")
     report = check("selfcheck", *short, "--log", "full", code=2)
-    assert {finding["reason"] for finding in report["findings"]} | {"missing_store", "unwritten"} == set(monitor.Reason)
+    elsewhere = {"missing_store", "unwritten", "looping", "vanished"}
+    assert {finding["reason"] for finding in report["findings"]} | elsewhere == set(monitor.Reason)
 
     command = f"command:{sys.executable} -c \"import sys; open('noticed', 'a').write(sys.stdin.read() + chr(10))\""
     with receivers.web() as web:

@@ -345,8 +345,8 @@ def list_(
     for listed in found:
         if listed.view is not None and listed.place.startswith("failing/"):
             mark = listed.view.checkpoint
-            hint = f"checkpoint-tool show {mark.run_id}"
-            say(f"checkpoint-tool: the last run of {mark.workflow} failed: {mark.reason} (try: {hint})")
+            words = f"the last run of {mark.workflow} failed: {mark.reason}"
+            say(f"checkpoint-tool: {words} (try: checkpoint-tool show {mark.run_id})")
         if listed.error is not None:
             hint = listed.error.hint + (f" --store {shlex.quote(store)}" if store is not None else "")
             say(f"checkpoint-tool: {listed.error.message}" + (f" (try: {hint})" if listed.error.hint else ""))
