@@ -682,7 +682,8 @@ def test_nothing_is_left_to_delete(make_workspace: Callable[[], Workspace]) -> N
     inside = {
         f"memory/checkpoints/.selfcheck/{name}" for name in ("state.json", "state.lock", "last-run.json", "last-run.lock")
     }
-    kept = {"memory/checkpoints/deploy.json", "memory/checkpoints/.locks/deploy.lock"}
+    names = ("deploy.json", ".gitignore", ".locks/deploy.lock", ".locks/unfinished/deploy")
+    kept = {f"memory/checkpoints/{name}" for name in names}
     assert found == inside | kept | {"m.prom", "p.html", "audit", "notices"}
     shutil.rmtree(workspace.path)
 
