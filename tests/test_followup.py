@@ -734,7 +734,8 @@ def test_nothing_is_left_to_delete(make_workspace: Callable[[], Workspace]) -> N
     }
     (seen,) = [path for path in found if re.fullmatch(r".*/\.selfcheck/unfinished-[0-9a-f]{16}\.txt", path)]
     inside.add(seen)
-    kept = {"memory/checkpoints/deploy.json", "memory/checkpoints/.locks/deploy.lock"}
+    names = ("deploy.json", ".gitignore", ".locks/deploy.lock", ".locks/unfinished/deploy")
+    kept = {f"memory/checkpoints/{name}" for name in names}
     assert found == inside | kept | {"m.prom", "p.html", "audit", "notices"}
     shutil.rmtree(workspace.path)
 

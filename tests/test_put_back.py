@@ -248,6 +248,9 @@ def test_half_a_memory_is_none(workspace: Workspace) -> None:
     free_run(workspace)
     lock = workspace.store / ".locks" / "deploy.lock"
     text = lock.read_bytes()
+    # The second line: run id, revision, token, state, ctime, sum; here with a revision that was never written.
+    lock.write_bytes(text[:69] + b"9" * 10 + text[79:])
+    assert Checkpoints(workspace.store).show("deploy").checkpoint.token == 1
     for cut in range(33, len(text), 5):
         for torn in (text[:cut], text[:cut] + bytes(len(text) - cut), text[:cut] + b"9" * (len(text) - cut)):
             lock.write_bytes(torn)
