@@ -40,6 +40,7 @@ METHODS = {
     "processes": ["tests/test_process.py"],
     "store contract": ["tests/test_store.py"],
     "first calls": ["tests/test_first_calls.py", "-k", "eight_threads and (list or names)"],
+    "store and git": ["tests/test_worktree.py", "-k", "counted or ignored"],
     "working directory": ["tests/test_working_directory.py", "-k", "handed or in_pythonpath or given or not_sought"],
     "incidents": ["tests/test_followup.py", "-k", "said_once or channel_that_fails or three_days"],
 }
@@ -271,6 +272,13 @@ MUTANTS = {
         PROGRAMS,
         'return (sys.executable, "-P", "-E")',
         "return (sys.executable,)",
+    ),
+    "files that git tracks below the store are missed": Mutant(
+        "a store that git tracks is named",
+        "store and git",
+        "checkpoint/worktree.py",
+        'name.startswith(inside + b"/")',
+        'name == inside + b"/"',
     ),
     "a program is sought in the working directory": Mutant(
         "no program of the working directory is run",
