@@ -58,6 +58,7 @@ METHODS = {
         "handle or moved_in_the_middle or one_object or lock_files_that or run_id or git",
     ],
     "first calls": ["tests/test_first_calls.py", "-k", "eight_threads and (list or names)"],
+    "store and git": ["tests/test_worktree.py", "-k", "counted or ignored"],
     "working directory": ["tests/test_working_directory.py", "-k", "handed or in_pythonpath or given or not_sought"],
     "crontab": ["tests/test_schedule_cli.py", "-k", "another_program or each_cron or gives_the_shell"],
     "schedule words": [
@@ -587,6 +588,13 @@ MUTANTS = {
         PROGRAMS,
         'return (sys.executable, "-P", "-E")',
         "return (sys.executable,)",
+    ),
+    "files that git tracks below the store are missed": Mutant(
+        "a store that git tracks is named",
+        "store and git",
+        "checkpoint/worktree.py",
+        'name.startswith(inside + b"/")',
+        'name == inside + b"/"',
     ),
     "a program is sought in the working directory": Mutant(
         "no program of the working directory is run",
