@@ -345,8 +345,8 @@ MUTANTS = {
         "the finished record wins",
         "put back",
         FILE,
-        "    if _is_put_away(done, checkpoint):\n        if not",
-        "    if not checkpoint.unfinished and _is_put_away(done, checkpoint):\n        if not",
+        "    if _is_put_away(folder, checkpoint):\n        if not",
+        "    if not checkpoint.unfinished and _is_put_away(folder, checkpoint):\n        if not",
     ),
     "the receipt is not looked for": Mutant(
         "start answers with the receipt beside an old record",

@@ -539,11 +539,6 @@ def _device(path: Path, _: dict[str, Any]) -> None:
     os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 5))
 
 
-def _hard_link(path: Path, record: dict[str, Any]) -> None:
-    put(path.parent.parent / "second-name", sealed(record))
-    os.link(path.parent.parent / "second-name", path)
-
-
 def _changed(**changes: Any) -> Callable[[Path, dict[str, Any]], None]:
     return lambda path, record: put(path, sealed(record | changes))
 
@@ -563,7 +558,6 @@ BAD = {
     "a named pipe": (lambda path, _: os.mkfifo(path), "damaged"),
     "a socket": (_socket, "damaged"),
     "a device without end": (_device, "damaged"),
-    "a second name": (_hard_link, "damaged"),
     "another user's": (_foreign, "damaged"),
     "a sparse gigabyte": (_sparse, "damaged"),
     "empty": (_text(lambda _: ""), "damaged"),

@@ -693,7 +693,7 @@ def knows_only_pids(found: process.Identity | None, written: float | None = None
     return "dead" if found is not None and found.host == HERE and found.pid and process._gone(found.pid) else "unknown"
 
 
-def forgets_tokens(lock: disk.LockFile, token: int, *, durable: bool = False) -> None:
+def forgets_tokens(lock: disk.LockFile, token: int, memory: disk.Memory | None = None, *, durable: bool = False) -> None:
     pass
 
 

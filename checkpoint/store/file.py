@@ -323,13 +323,13 @@ class FileStore:
         ended: list[Checkpoint] = []
         with self._errors():
             folder = self._folder()
-            done = self._done(folder) if finished else self._done_if_safe(folder)
+            done = self._done(folder) if finished else None
             locks = _child_if_safe(folder, ".locks")
             files = sorted(folder.names())
-            check = self._check_of(folder, done, locks, thorough=finished)
+            check = self._check_of(folder, locks, thorough=finished)
             for entry in self._scan_files(folder, "", files, workflow=workflow, check=check):
                 checkpoint = entry.checkpoint
-                if checkpoint is None or checkpoint.unfinished or (finished and not _is_put_away(done, checkpoint)):
+                if checkpoint is None or checkpoint.unfinished or (finished and not _is_put_away(folder, checkpoint)):
                     yield entry
                 elif checkpoint.invoked:
                     ended.append(checkpoint)
@@ -412,7 +412,7 @@ class FileStore:
         with self._errors():
             folder = self._folder()
             places = [("", folder)]
-            done = self._done_if_safe(folder)
+            done = _child_if_safe(folder, "done")
             if done is not None:
                 places.append(("done/", done))
                 for name in sorted(done.names()):
@@ -589,7 +589,7 @@ class FileStore:
         if not spot.at_top:
             return
         memory, own = self._remembered(spot)
-        problem = _problem(checkpoint, memory, self._done_if_safe(spot.folder))
+        problem = _problem(checkpoint, memory, spot.folder)
         if problem is not None:
             raise self._lost(spot.id) if own and problem.kind == "older" else problem
 
@@ -750,7 +750,7 @@ class FileStore:
             if error is not None:
                 yield Entry(id, id + _SUFFIX, None, error)
 
-    def _check_of(self, folder: Folder, done: Folder | None, locks: Folder | None, *, thorough: bool) -> "_Check":
+    def _check_of(self, folder: Folder, locks: Folder | None, *, thorough: bool) -> "_Check":
         """What else must be true of an unfinished record than that its file is whole.
 
         To read each lock file would be a tenth of the self-check's time over many records. Unless ``thorough``, only those
@@ -758,12 +758,13 @@ class FileStore:
         was copied or moved back has another ctime than that, and no program can set one. A change reads them always.
         """
         now_ns = time.time_ns()
+        has_done = folder.has("done")  # without it, no look for each record
 
         def check(checkpoint: Checkpoint, changed_ns: int) -> Damaged | None:
             written_ns = int(checkpoint.updated_at.timestamp() * 1e9)
             odd = thorough or changed_ns > now_ns - _YOUNG_NS or abs(changed_ns - written_ns) > _PROMPT_NS
             memory = peek(locks, checkpoint.id).memory if odd and locks is not None else None
-            return _problem(checkpoint, memory, done) if memory is not None or done is not None else None
+            return _problem(checkpoint, memory, folder) if memory is not None or has_done else None
 
         return check
 
@@ -861,7 +862,7 @@ class FileStore:
         if place is folder:
             locks = _child_if_safe(folder, ".locks")
             memory = peek(locks, id).memory if locks is not None else None
-            problem = _problem(found.checkpoint, memory, self._done_if_safe(folder))
+            problem = _problem(found.checkpoint, memory, folder)
             if problem is not None:
                 # Without the lock: what was read may have been replaced before we looked at the rest.
                 if place.read(file) != found.raw:
@@ -960,10 +961,6 @@ class FileStore:
             return folder.child("done")
         except FileNotFoundError:
             return None
-
-    def _done_if_safe(self, folder: Folder) -> Folder | None:
-        """The same for what only looks whether a finished run is there; what may not be entered holds none."""
-        return _child_if_safe(folder, "done")
 
     def _is_known(self, folder: Folder, done: Folder | None, id: str, run_id: str) -> bool:
         """Whether a record of the run stands anywhere it may; one that cannot be read counts, and is a finding itself."""
@@ -1114,11 +1111,9 @@ def _child_if_safe(folder: Folder, name: str) -> Folder | None:
         return None
 
 
-def _is_put_away(done: Folder | None, checkpoint: Checkpoint) -> bool:
+def _is_put_away(folder: Folder, checkpoint: Checkpoint) -> bool:
     """Whether a run that stands among the unfinished ones is below ``done`` too; for one with a key, any run of it."""
-    if done is None:
-        return False
-    return done.changed(_finished_place(checkpoint)) != 0
+    return folder.changed(f"done/{_finished_place(checkpoint)}") != 0
 
 
 def _finished_place(checkpoint: Checkpoint) -> str:
@@ -1128,10 +1123,10 @@ def _finished_place(checkpoint: Checkpoint) -> str:
     return f"{checkpoint.workflow}/{model.bare(checkpoint.run_id)}{_SUFFIX}"
 
 
-def _problem(checkpoint: Checkpoint, memory: Memory | None, done: Folder | None) -> Damaged | None:
+def _problem(checkpoint: Checkpoint, memory: Memory | None, folder: Folder) -> Damaged | None:
     """Why a whole record among the unfinished ones is not the one to go on with, or None."""
     id, run = checkpoint.id, model.bare(checkpoint.run_id)
-    if _is_put_away(done, checkpoint):
+    if _is_put_away(folder, checkpoint):
         if not checkpoint.unfinished:
             return None  # its process died before it could remove it
         return Damaged(
