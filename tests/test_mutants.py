@@ -304,8 +304,8 @@ MUTANTS = {
         "run: begun durably before the command",
         "kill sweep of run",
         COMMAND,
-        "            run.begin(name, once=once, add=add, process=_identity(child))\n",
-        "            subprocess.run(command.argv, check=False)\n            run.begin(name, once=once, add=add, process=_identity(child))\n",
+        "            run.begin(name, once=once, add=add, process=_identity(child), command=command.argv)\n",
+        "            subprocess.run(command.argv, check=False)\n            run.begin(name, once=once, add=add, process=_identity(child), command=command.argv)\n",
     ),
     "a notice is sent before it is written down": Mutant(
         "outbox: recorded before it is sent",
