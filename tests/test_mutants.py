@@ -270,6 +270,7 @@ MUTANTS = {
         CRONTAB,
         "|has no f?crontab|^crontab: can't open '[^'/]+': No such file",
         "",
+    ),
     "the store is not searched upwards": Mutant(
         "which store: searched upwards",
         "which store",
