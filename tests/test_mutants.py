@@ -345,7 +345,7 @@ MUTANTS = {
         "load: our uid",
         "store contract",
         DISK,
-        '            if status.st_uid != os.geteuid():\n                raise _damaged(name, "foreign-owner")\n',
+        '            if status.st_uid != self.owner:\n                raise _damaged(name, "foreign-owner")\n',
         "",
     ),
     "the digest is not compared": Mutant(
@@ -666,8 +666,8 @@ MUTANTS = {
         "outbox: recorded before it is sent",
         "kill sweep of the self-check",
         FOLLOWUP,
-        "                folder.write(incident.to_document(ledger))\n                ledger = self._tell",
-        "                ledger = self._tell",
+        "                folder.write(incident.to_document(ledger))\n                self._remember",
+        "                self._remember",
     ),
     "a notice that was taken is not noted": Mutant(
         "outbox: sent once",
