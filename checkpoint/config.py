@@ -8,6 +8,10 @@ from checkpoint.store import DEFAULT_STORE
 
 STORE_VARIABLE = "CHECKPOINT_STORE"
 
+RUN_STORE_VARIABLE = "CHECKPOINT_RUN_STORE"
+"""Where the run stands that CHECKPOINT_ID names: set for the commands of its steps, unlike CHECKPOINT_STORE, which is
+the user's alone."""
+
 _DURATION = re.compile(r"(\d{1,9})([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -31,6 +35,13 @@ def store_path(option: str | None, environ: Mapping[str, str]) -> str:
     if store == "memory:":
         raise Usage("a store in memory ends with this command: name a folder")
     return store
+
+
+def run_store(id: str, option: str | None, environ: Mapping[str, str]) -> str | None:
+    """--store, else $CHECKPOINT_RUN_STORE where ``id`` is the run of the step that asks; None: as for any other run."""
+    if option is not None or id not in (environ.get("CHECKPOINT_ID"), environ.get("CHECKPOINT_RUN_ID")):
+        return option
+    return environ.get(RUN_STORE_VARIABLE) or None
 
 
 _LONGEST_S = 100 * 365 * 86400

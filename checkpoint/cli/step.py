@@ -12,6 +12,10 @@ from checkpoint.render import text
 
 StepName = Annotated[str, typer.Argument(metavar="STEP", help="Name of the step.", show_default=False)]
 Once = Annotated[bool, typer.Option("--once", help="Must not be repeated blindly.")]
+CallerPid = Annotated[
+    int | None,
+    typer.Option("--caller-pid", metavar="PID", help="The process that carries the step out, a subshell.", show_default=False),
+]
 Add = Annotated[bool, typer.Option("--add", help="Append the step if the plan has none of that name.")]
 
 
@@ -22,6 +26,7 @@ def begin(
     add: Add = False,
     ask: Annotated[bool, typer.Option("--ask", help="In doubt: say so, and do not begin.")] = False,
     absent: Annotated[bool, typer.Option("--absent", help="In doubt, and its effect was seen not to be in place.")] = False,
+    caller_pid: CallerPid = None,  # noqa: ARG001 - not yet recorded
     token: Token = None,
     owner: OwnerName = None,
     json: Json = False,
@@ -56,6 +61,7 @@ def end(
     in_place: Annotated[bool, typer.Option("--in-place", help="Its effect was seen to be in place.")] = False,
     absent: Annotated[bool, typer.Option("--absent", help="Its effect was seen not to be in place.")] = False,
     unseen: Annotated[bool, typer.Option("--unseen", help="Its effect could not be looked at.")] = False,
+    caller_pid: CallerPid = None,  # noqa: ARG001 - not yet recorded
     token: Token = None,
     owner: OwnerName = None,
     json: Json = False,
