@@ -2279,8 +2279,8 @@ def test_exec_does_not_meddle_with_a_workflow_of_the_same_name(workspace: Worksp
 
 def test_exec_from_a_line_of_cron(workspace: Workspace) -> None:
     """Hardly any environment, no terminal, no input, and whatever is printed becomes a mail."""
-    line = f"{TOOL} exec backup --label cron --no-overlap -- sh -c 'cat; true' < /dev/null"
-    done = workspace.run("env", "-i", "/bin/sh", "-c", f"cd {workspace.path} && {line}")
+    line = f"{shlex.quote(TOOL)} exec backup --label cron --no-overlap -- sh -c 'cat; true' < /dev/null"
+    done = workspace.run("env", "-i", "/bin/sh", "-c", f"cd {shlex.quote(str(workspace.path))} && {line}")
     assert done == (0, "", "")
 
 
@@ -2440,13 +2440,14 @@ def test_history_of_one_workflow_in_every_format(workspace: Workspace) -> None:
 
 def test_what_the_owner_starts_needs_no_token(workspace: Workspace) -> None:
     """Subshells, make, scripts in scripts: the owner is an ancestor of them all."""
-    (workspace.path / "Makefile").write_text(f"all:\n\t{TOOL} run deploy b -- echo made\n")
+    tool = shlex.quote(TOOL)
+    (workspace.path / "Makefile").write_text(f"all:\n\t{tool} run deploy b -- echo made\n")
     text = f"""
-{TOOL} start deploy --steps a,b,c --owner-pid $$ >/dev/null
-( {TOOL} run deploy a -- echo sub; true )
+{tool} start deploy --steps a,b,c --owner-pid $$ >/dev/null
+( {tool} run deploy a -- echo sub; true )
 make -s
-bash -c '{TOOL} run deploy c -- echo inner; true'
-{TOOL} run deploy a -- echo again
+bash -c {shlex.quote(tool + " run deploy c -- echo inner; true")}
+{tool} run deploy a -- echo again
 """
     (workspace.path / "s").write_text(text)
     done = workspace.run("bash", "-e", "s")

@@ -101,9 +101,11 @@ def executable(path: Path, text: str) -> Path:
 
 def stubs(workspace: Workspace) -> None:
     for name, body in STUBS.items():
-        head = f"#!{sys.executable} -I" if name == "keep" else "#!/bin/sh"
+        if name == "keep":
+            # A path in the first line of a script may have no spaces.
+            body = f'exec {shlex.quote(sys.executable)} -I -c {shlex.quote(body)} "$@"'
         if not (workspace.path / name).exists():
-            executable(workspace.path / name, f"{head}\n{body}\n")
+            executable(workspace.path / name, f"#!/bin/sh\n{body}\n")
 
 
 def script(workspace: Workspace, shell: str, text: str, mode: str = "set -eu", init: str | None = None) -> list[str]:
@@ -2797,7 +2799,7 @@ def test_a_step_finds_its_own_run_from_any_folder(workspace: Workspace, shell: s
 @pytest.mark.parametrize("verb", ["run", "exec"])
 def test_a_command_finds_its_own_run_from_any_folder(workspace: Workspace, verb: str) -> None:
     workspace.tool("start", "deploy", "--steps", "a", "--store", "named")
-    ask = f'cd /; {TOOL} show "$CHECKPOINT_ID" --json; echo "${{CHECKPOINT_STORE-unset}}"'
+    ask = f'cd /; {shlex.quote(TOOL)} show "$CHECKPOINT_ID" --json; echo "${{CHECKPOINT_STORE-unset}}"'
     step = ["a"] if verb == "run" else []
     name = "deploy" if verb == "run" else "nightly"
     result = workspace.tool(verb, name, *step, "--store", "named", "--", "sh", "-c", ask)
