@@ -1148,6 +1148,11 @@ class Workflow:
             if kind is None:
                 raise
 
+    def ensure_free(self, name: str) -> None:
+        """Raises Locked while another part of the owner, or a command, is at work on the step."""
+        standing = self._checkpoints._standing(self.checkpoint, self._checkpoints.store.now())
+        model.ensure_free(self.checkpoint, name, standing, self.caller())
+
     def leave(self, name: str) -> None:
         """Give a step up that was begun and not ended: it stays begun, and another handle of the owner may begin it."""
         self._write(lambda checkpoint, _, __: model.leave_step(checkpoint, name), renew=False)

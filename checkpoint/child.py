@@ -44,6 +44,7 @@ _CHUNK = 64 * 1024
 _ATOMIC = 4096
 _LARGEST_PIPE = 1024 * 1024
 _GO = b"!"
+_MOST_DESCRIPTORS = 1 << 16
 _LONGEST_POLL_MS = 2**31 - 1
 
 
@@ -454,11 +455,11 @@ class _Relay:
         if os.fork() == 0:
             try:
                 os.setsid()
-                _close_all_but(self._source, self._target)
+                close_all_but(self._source, self._target)
                 while data := os.read(self._source, _CHUNK):
                     view = memoryview(data)
                     while view:
-                        view = view[os.write(self._target, view) :]
+                        view = view[_write(self._target, view) :]
             finally:
                 os._exit(0)
 
@@ -526,7 +527,7 @@ def _guard(terminal: _Terminal | None) -> tuple[int, int]:
     try:
         os.setpgid(0, 0)
         os.chdir("/")
-        _close_all_but(reader, *(() if terminal is None else (terminal.fd,)))
+        close_all_but(reader, *(() if terminal is None else (terminal.fd,)))
         for number in (*_PASSED_ON, signal.SIGCHLD):
             signal.signal(number, signal.SIG_IGN)
         told = _read_all(reader)
@@ -568,11 +569,33 @@ def _execute(argv: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
     os.execve("/bin/sh", ["sh", *found[:1], *argv[1:]], dict(environ))  # noqa: S606
 
 
-def _close_all_but(*kept: int) -> None:
-    """Every other descriptor: one of them may be a lock or a pipe of the script that called us."""
-    for fd in map(int, os.listdir("/dev/fd")):
+def close_all_but(*kept: int) -> None:
+    """Close every other descriptor: one of them may be a lock or a pipe of the script that called us."""
+    for fd in _descriptors():
         if fd not in kept:
             _quietly(functools.partial(os.close, fd))
+
+
+def _descriptors() -> Sequence[int]:
+    for folder in ("/proc/self/fd", "/dev/fd"):
+        try:
+            found = [int(name) for name in os.listdir(folder)]
+        except OSError:  # a chroot, an initramfs
+            continue
+        if found:
+            return found
+    return range(min(os.sysconf("SC_OPEN_MAX"), _MOST_DESCRIPTORS))
+
+
+def _write(fd: int, data: memoryview) -> int:
+    """Bytes written; waits where a descriptor is non-blocking and full."""
+    try:
+        return os.write(fd, data)
+    except BlockingIOError:
+        poll = select.poll()
+        poll.register(fd, select.POLLOUT)
+        poll.poll()
+        return 0
 
 
 def _read_all(fd: int) -> bytes:
@@ -597,16 +620,6 @@ def _quietly(act: Callable[[], object]) -> None:
         act()
     except OSError:
         pass
-
-
-@contextmanager
-def null() -> Iterator[int]:
-    """A descriptor from which nothing can be read."""
-    fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def signal_name(number: int | None) -> str | None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from checkpoint import process, secrets
 from checkpoint.api import Checkpoints, Workflow
-from checkpoint.child import Child, Ending, null, signal_name
+from checkpoint.child import Child, Ending, signal_name
 from checkpoint.errors import (
     CheckpointError,
     InDoubt,
@@ -260,10 +260,15 @@ class _Look(NamedTuple):
 def _look(run: Workflow, name: str, command: Command) -> _Look:
     """Whether the effect is in place, by the exit status of ``verify``: 0 yes, 1 no, as of test(1), grep(1) and cmp(1).
     Any other means that the look failed: taken for "no", a typing error would repeat what must not be repeated."""
-    with null() as nothing:
-        argv = ["/bin/sh", "-c", command.verify or ""]
-        child = _child(argv, command.environ, keep=0, stdin=nothing, stdout=2)
+    # Its output goes to a file, then to standard error: an "echo" into a full or closed stream must not fail the look.
+    argv = ["/bin/sh", "-c", f"exec 2>&1\n{command.verify}"]
+    nothing, said = process.open_null(), process.open_memory()
+    try:
+        child = _child(argv, command.environ, keep=0, stdin=nothing, stdout=said)
         ending = child.run(_told(run, name), timeout_s=command.timeout_s, watch=_watch(run))
+        process.write_stderr_from(said)
+    finally:
+        process.close(nothing, said)
     told = not (ending.interrupted or ending.timed_out) and ending.exit_code in (0, 1)
     return _Look(ending.exit_code == 0 if told else None, ending.interrupted)
 

@@ -9,6 +9,10 @@ from checkpoint.store import directory_of, open_store
 
 STORE_VARIABLE = "CHECKPOINT_STORE"
 
+RUN_STORE_VARIABLE = "CHECKPOINT_RUN_STORE"
+"""Where the run stands that CHECKPOINT_ID names: set for the commands of its steps, unlike CHECKPOINT_STORE, which is
+the user's alone."""
+
 _DURATION = re.compile(r"(\d{1,9})([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -53,6 +57,13 @@ def directory(value: str, option: str) -> str:
     if value.startswith(("file:", "memory:")):
         raise Usage(f"{option} takes the path of a directory, without a scheme")
     return directory_of(value)
+
+
+def run_store(id: str, option: str | None, environ: Mapping[str, str]) -> str | None:
+    """--store, else $CHECKPOINT_RUN_STORE where ``id`` is the run of the step that asks; None: as for any other run."""
+    if option is not None or id not in (environ.get("CHECKPOINT_ID"), environ.get("CHECKPOINT_RUN_ID")):
+        return option
+    return environ.get(RUN_STORE_VARIABLE) or None
 
 
 _LONGEST_S = 100 * 365 * 86400

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from checkpoint import process
+from checkpoint.child import close_all_but
 from checkpoint.errors import Usage
 
 
@@ -28,17 +29,15 @@ class Dialogue:
         self._largest = largest
         self._from, self._to = os.dup(0), os.dup(1)
         self._owner = process.watch_fd(owner)
-        null = os.open(os.devnull, os.O_RDWR)
+        null = process.open_null()
         os.dup2(null, 0)
         os.close(null)
+        # "-" as a value would be taken for empty; so it is refused.
+        sys.stdin = None
         self._messages = os.dup(2)
         # A lock or a pipe of the script that came with us would be held open by us, after the script has let go.
-        for fd in map(int, os.listdir("/dev/fd")):
-            if fd not in (0, 1, 2, self._from, self._to, self._messages, self._owner):
-                try:
-                    os.close(fd)
-                except OSError:
-                    pass
+        kept = (0, 1, 2, self._from, self._to, self._messages)
+        close_all_but(*kept, *(() if self._owner is None else (self._owner,)))
         self._said = [_memory(fd) for fd in (1, 2)]
         self._read = b""
 
@@ -117,12 +116,7 @@ class Dialogue:
 
 def _memory(fd: int) -> int:
     """``fd``, from now on a file that has no name."""
-    if hasattr(os, "memfd_create"):
-        memory = os.memfd_create("said")
-    else:
-        name = f"/tmp/checkpoint-session-{os.urandom(16).hex()}"  # noqa: S108 - opened exclusively, and gone at once
-        memory = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        os.unlink(name)
+    memory = process.open_memory()
     os.dup2(memory, fd)
     os.close(memory)
     return fd

@@ -816,6 +816,13 @@ def release(checkpoint: Checkpoint, to: str | None = None) -> Checkpoint:
     return checkpoint._replace(lease=None, handoff_to=handoff_to)
 
 
+def ensure_free(checkpoint: Checkpoint, name: str, standing: Standing, caller: StepProcess | None) -> None:
+    """Raises Locked while another part of the owner, or its command, is at work on the step."""
+    step = _step(checkpoint, name)
+    if name in standing.working and not _is_same_caller(step.process, caller):
+        raise Locked(_at_work(checkpoint, step), hint=f"checkpoint-tool show {checkpoint.id}")
+
+
 def leave_step(checkpoint: Checkpoint, name: str) -> Checkpoint:
     """The caller gives the step up without an end of it: it stays begun, and no handle is in the way of the next."""
     step = _step(checkpoint, name)
@@ -875,8 +882,7 @@ def begin_step(
         )
     if step.status is StepStatus.BEGUN:
         mine = _is_same_caller(step.process, process)
-        if name in standing.working and not mine:
-            raise Locked(_at_work(checkpoint, step), hint=f"checkpoint-tool show {checkpoint.id}")
+        ensure_free(checkpoint, name, standing, process)
         by_command = process is not None and process.pid is not None
         doubtful = by_command or _is_in_doubt(checkpoint, step, standing)
         if step.once or (once and doubtful):
@@ -979,8 +985,8 @@ def end_step(
             f"step {name!r} of {checkpoint.id} was begun again since: this end is that of attempt {attempt}",
             hint=f"checkpoint-tool show {checkpoint.id}",
         )
-    if attempt is None and name in standing.working and not _is_same_caller(step.process, caller):
-        raise Locked(_at_work(checkpoint, step), hint=f"checkpoint-tool show {checkpoint.id}")
+    if attempt is None:
+        ensure_free(checkpoint, name, standing, caller)
     if step.status is not StepStatus.BEGUN:
         raise InvalidTransition(
             f"step {name!r} of {checkpoint.id} has not begun: it is {step.status}",

@@ -12,6 +12,7 @@ import hashlib
 import os
 import pwd
 import re
+import select
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -331,25 +332,70 @@ def fill_standard_streams() -> None:
             os.fstat(fd)
         except OSError:
             # Read-only on purpose: a result written to a closed stdout must fail, not vanish.
-            null = os.open(os.devnull, os.O_RDONLY)
+            null = open_null()
             if null != fd:
                 os.dup2(null, fd)
                 os.close(null)
 
 
+def open_null() -> int:
+    """A descriptor from which nothing can be read, also where there is no /dev/null."""
+    try:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        reader, writer = os.pipe()
+        os.close(writer)
+        return reader
+
+
+def open_memory() -> int:
+    """A new file that has no name."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("checkpoint")
+    name = f"/tmp/checkpoint-{os.urandom(16).hex()}"  # noqa: S108 - opened exclusively, and gone at once
+    memory = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    os.unlink(name)
+    return memory
+
+
 def write_stdout(data: bytes) -> None:
     """All of ``data`` to file descriptor 1, with nothing left in a buffer that could fail at exit. Raises OSError."""
+    _write_all(1, data)
+
+
+def _write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
-        view = view[os.write(1, view) :]
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:  # a pipe that another process made non-blocking, and that is full
+            ready = select.poll()
+            ready.register(fd, select.POLLOUT)
+            ready.poll()
 
 
 def write_stderr(text: str) -> None:
     """A line for people. Where nobody can read it, it is not worth failing over."""
     try:
-        os.write(2, text.encode("utf-8", "backslashreplace") + b"\n")
+        _write_all(2, text.encode("utf-8", "backslashreplace") + b"\n")
     except OSError:
         pass
+
+
+def write_stderr_from(fd: int) -> None:
+    """What stands in a file that was written to, as it is, to standard error; where nobody can read it, nothing."""
+    os.lseek(fd, 0, os.SEEK_SET)
+    try:
+        while data := os.read(fd, 65536):
+            _write_all(2, data)
+    except OSError:
+        pass
+
+
+def close(*fds: int) -> None:
+    """Close descriptors."""
+    for fd in fds:
+        os.close(fd)
 
 
 def leave(status: int) -> NoReturn:

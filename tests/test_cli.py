@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import stat
 import subprocess
@@ -972,16 +973,17 @@ def test_env_is_safe_to_eval(workspace: Workspace, verb: str) -> None:
     printed = ok(workspace, *argv, "--format", "env", env=env).out.splitlines()
     assert [line.split("=")[0] for line in printed] == [
         f"export CHECKPOINT_{name}"
-        for name in ("STORE", "ID", "RUN_ID", "TOKEN", "ATTEMPT", "STATUS", "CREATED", "NEXT", "IN_DOUBT")
+        for name in ("RUN_STORE", "ID", "RUN_ID", "TOKEN", "ATTEMPT", "STATUS", "CREATED", "NEXT", "IN_DOUBT")
     ]
 
 
 def test_a_script_goes_on_from_the_environment(workspace: Workspace) -> None:
+    tool = shlex.quote(TOOL)
     script = f"""
-    eval "$({TOOL} start deploy --steps a,b --owner-pid $$ --format env)"
-    {TOOL} update "$CHECKPOINT_ID" --complete a --owner somebody-else
-    {TOOL} update "$CHECKPOINT_ID" --complete b --owner somebody-else
-    {TOOL} complete "$CHECKPOINT_ID" --owner somebody-else
+    eval "$({tool} start deploy --steps a,b --owner-pid $$ --format env)"
+    {tool} update "$CHECKPOINT_ID" --complete a --owner somebody-else
+    {tool} update "$CHECKPOINT_ID" --complete b --owner somebody-else
+    {tool} complete "$CHECKPOINT_ID" --owner somebody-else
     """
     result = workspace.run("sh", "-euc", script)
     assert result.code == 0, result

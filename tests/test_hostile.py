@@ -952,7 +952,7 @@ def test_what_is_evaluated_by_a_shell_is_not_run(shell: str, tmp_path: Path) -> 
     for verb in start resume update; do
         steps=; test $verb = start && steps=--steps=a,b
         out=$("$2" $verb deploy ${steps:+"$steps"} --format env) && eval "$out" || exit 9
-        printf '%s|%s|%s\\n' "$CHECKPOINT_ID" "$CHECKPOINT_NEXT" "$CHECKPOINT_STORE"
+        printf '%s|%s|%s\\n' "$CHECKPOINT_ID" "$CHECKPOINT_NEXT" "$CHECKPOINT_RUN_STORE"
     done
     """
     result = workspace.run(shell, "-c", script, shell, str(here), TOOL)

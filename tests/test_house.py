@@ -150,7 +150,7 @@ def test_every_name_that_is_loaded_late_exists() -> None:
     for path in (ROOT / "checkpoint").rglob("*.py"):
         late |= set(re.findall(r'load\("([\w.]+:\w+)"\)', path.read_text()))
     assert len(late) > 5
-    for target in late | {f"checkpoint.cli.{place}" for place in COMMANDS.values()}:
+    for target in late | {f"checkpoint.cli.{verb.target}" for verb in COMMANDS.values()}:
         assert load(target)
 
 

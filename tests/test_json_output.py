@@ -6,6 +6,7 @@ printed and not described is an error.
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -400,7 +401,7 @@ def the_self_check(told: Told, folder: Path) -> None:
     elsewhere = {"missing_store", "unwritten", "looping", "vanished"}
     assert {finding["reason"] for finding in report["findings"]} | elsewhere == set(monitor.Reason)
 
-    command = f"command:{sys.executable} -c \"import sys; open('noticed', 'a').write(sys.stdin.read() + chr(10))\""
+    command = f"command:{shlex.quote(sys.executable)} -c \"import sys; open('noticed', 'a').write(sys.stdin.read() + chr(10))\""
     with receivers.web() as web:
         channels = ("--notify", "log:notices", "--notify", command, "--notify", web.url, "--notify", "syslog:/nowhere")
         check("selfcheck", *short, "--log", "log", "--metrics", "/dev/full/m", *channels, code=2)

@@ -71,6 +71,10 @@ METHODS = {
     "which store": ["tests/test_search.py", "-k", "another_user_above or every_directory_below"],
     "one command": ["tests/test_run.py", "-k", "goes_with_one_command or not_joined or same_attempt"],
     "ends and addresses": ["tests/test_cli.py", "-k", "without_a_step_is_not or is_refused_and_not_shown"],
+    "looks of the shell": ["tests/test_shell.py", "-k", "only_the_answer and bash or whatever_streams and bash and yes"],
+    "failures in the shell": ["tests/test_shell.py", "-k", "ends_a_strict and dash"],
+    "stores of inner scripts": ["tests/test_shell.py", "-k", "store_it_has_alone and (bash or dash)"],
+    "refused steps": ["tests/test_shell.py", "-k", "what_was_refused and bash"],
     "incidents": ["tests/test_followup.py", "-k", "said_once or channel_that_fails or three_days"],
 }
 
@@ -85,7 +89,29 @@ class Mutant(NamedTuple):
     new: str
 
 
+CKPT = "checkpoint/shell/ckpt.sh"
+
 MUTANTS = {
+    "a mistake of the shell is an answer of --verify": Mutant(
+        "verify: only the command's own answer counts",
+        "looks of the shell",
+        "checkpoint/shell/session.bash",
+        "    case $2 in *__ckpt_ask*) ",
+        "    case $2 in *) ",
+    ),
+    "a function that ends the script is not recorded": Mutant(
+        "set -e: failed, with the status", "failures in the shell", CKPT, '    __ckpt_leave "$@" || \\:\n', ""
+    ),
+    "the tool's own store is taken for the user's": Mutant(
+        "CHECKPOINT_STORE is only the user's",
+        "stores of inner scripts",
+        "checkpoint/config.py",
+        'RUN_STORE_VARIABLE = "CHECKPOINT_RUN_STORE"',
+        'RUN_STORE_VARIABLE = "CHECKPOINT_STORE"',
+    ),
+    "a refused step is forgotten": Mutant(
+        "complete: not while a step was refused", "refused steps", CKPT, "    __ckpt_refused=$__ckpt_refused/$1=$2/\n", ""
+    ),
     "the file is not fsynced": Mutant(
         "write: fsync(file)", "order of the calls", DISK, "next one succeeds.\n    _flush(fd)\n", "next one succeeds.\n"
     ),

@@ -12,6 +12,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TOOL, Result, Workspace, lacking, need_program
+from conftest import TOOL, Result, Workspace, lacking, need_program, need_root
 from secret_samples import POSITIVES, Sample
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -2406,8 +2407,8 @@ def test_exec_does_not_meddle_with_a_workflow_of_the_same_name(workspace: Worksp
 
 def test_exec_from_a_line_of_cron(workspace: Workspace) -> None:
     """Hardly any environment, no terminal, no input, and whatever is printed becomes a mail."""
-    line = f"{TOOL} exec backup --label cron --no-overlap -- sh -c 'cat; true' < /dev/null"
-    done = workspace.run("env", "-i", "/bin/sh", "-c", f"cd {workspace.path} && {line}")
+    line = f"{shlex.quote(TOOL)} exec backup --label cron --no-overlap -- sh -c 'cat; true' < /dev/null"
+    done = workspace.run("env", "-i", "/bin/sh", "-c", f"cd {shlex.quote(str(workspace.path))} && {line}")
     assert done == (0, "", "")
 
 
@@ -2567,13 +2568,14 @@ def test_history_of_one_workflow_in_every_format(workspace: Workspace) -> None:
 
 def test_what_the_owner_starts_needs_no_token(workspace: Workspace) -> None:
     """Subshells, make, scripts in scripts: the owner is an ancestor of them all."""
-    (workspace.path / "Makefile").write_text(f"all:\n\t{TOOL} run deploy b -- echo made\n")
+    tool = shlex.quote(TOOL)
+    (workspace.path / "Makefile").write_text(f"all:\n\t{tool} run deploy b -- echo made\n")
     text = f"""
-{TOOL} start deploy --steps a,b,c --owner-pid $$ >/dev/null
-( {TOOL} run deploy a -- echo sub; true )
+{tool} start deploy --steps a,b,c --owner-pid $$ >/dev/null
+( {tool} run deploy a -- echo sub; true )
 make -s
-bash -c '{TOOL} run deploy c -- echo inner; true'
-{TOOL} run deploy a -- echo sub
+bash -c {shlex.quote(tool + " run deploy c -- echo inner; true")}
+{tool} run deploy a -- echo sub
 """
     (workspace.path / "s").write_text(text)
     done = workspace.run("bash", "-e", "s")
@@ -2635,3 +2637,31 @@ def test_exec_takes_what_it_is_told_is_no_secret(workspace: Workspace) -> None:
     assert workspace.tool("exec", "job", "--key", key, "--", "true").code == 16
     rule = "password-assignment"
     assert workspace.tool("exec", "job", "--key", key, "--allow-secret", rule, "--", "true").code == 0
+
+
+def test_standard_output_that_is_non_blocking_is_written_whole(workspace: Workspace) -> None:
+    """A pipe that holds 64 KiB, and a reader that comes late."""
+    workspace.tool("start", "deploy", "--steps", "a", "--data", "-", input=json.dumps({"much": "x" * 300_000}))
+    for argv in (["show", "deploy", "--json"], ["list", "--json"]):
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        tool = subprocess.Popen([TOOL, *argv], cwd=workspace.path, env=workspace.environ(), stdout=writer)
+        os.close(writer)
+        time.sleep(0.3)
+        with os.fdopen(reader, "rb") as stream:
+            data = stream.read()
+        assert tool.wait(30) == 0
+        assert len(json.loads(data)["data"]["much"]) == 300_000
+
+
+@pytest.mark.parametrize("proc", [True, False])
+def test_without_dev_fd(workspace: Workspace, proc: bool) -> None:
+    """A chroot, an initramfs: also without /dev/null, and without /proc."""
+    need_root()
+    bare = "mount -t tmpfs none /dev" + ("" if proc else " && mount -t tmpfs none /proc")
+    tool = shlex.quote(TOOL)
+    often = f"for n in 1 2 3 4 5 6 7 8; do {tool} exec nightly -- true || exit; done"
+    step = f"{tool} start d --steps a && {tool} run d a -- true"
+    argv = [need_program("unshare"), "-m", "sh", "-c", f"{bare} && {{ {often}; {step}; }}"]
+    result = workspace.run(*argv)
+    assert result.code == 0, result

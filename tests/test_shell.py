@@ -21,6 +21,8 @@ from conftest import BIN, TOOL, Result, Workspace, lacking, need_program
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from checkpoint.cli import COMMANDS
+
 SHELLS = {
     "bash": ["bash"],
     "zsh": ["zsh", "-f"],
@@ -99,9 +101,11 @@ def executable(path: Path, text: str) -> Path:
 
 def stubs(workspace: Workspace) -> None:
     for name, body in STUBS.items():
-        head = f"#!{sys.executable} -I" if name == "keep" else "#!/bin/sh"
+        if name == "keep":
+            # A path in the first line of a script may have no spaces.
+            body = f'exec {shlex.quote(sys.executable)} -I -c {shlex.quote(body)} "$@"'
         if not (workspace.path / name).exists():
-            executable(workspace.path / name, f"{head}\n{body}\n")
+            executable(workspace.path / name, f"#!/bin/sh\n{body}\n")
 
 
 def script(workspace: Workspace, shell: str, text: str, mode: str = "set -eu", init: str | None = None) -> list[str]:
@@ -2714,3 +2718,448 @@ def test_a_daemon_that_a_killed_step_has_started_is_in_nobodys_way(workspace: Wo
     again = play(workspace, "bash", "ckpt_start deploy --steps a\nckpt_step a true\nckpt_complete")
     os.killpg(int((workspace.path / "pid").read_text()), signal.SIGKILL)
     assert again.code == 0, again
+
+
+# What ends a script within a step, and what the step is then
+
+ENDS = {
+    "a line": ("fail() { ./effect in; ./fails 7; ./effect beyond; }", "fail", 7),
+    "return": ("fail() { ./effect in; return 9; }", "fail", 9),
+    "exit": ("fail() { ./effect in; exit 3; }", "fail", 3),
+    "a subshell": ("fail() { ./effect in; (exit 4); ./effect beyond; }", "fail", 4),
+    "a child that was killed": ("fail() { ./effect in; sh -c 'kill -9 $$'; ./effect beyond; }", "fail", 137),
+    "a built-in": ("", "eval './effect in; false; ./effect beyond'", 1),
+}
+
+
+@posix
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("trap", ["trap 'echo \"bye $?\"' EXIT", ""])
+def test_a_function_that_ends_a_strict_script_has_failed(workspace: Workspace, shell: str, end: str, trap: str) -> None:
+    """With its status; and the script's own EXIT trap runs once, as if nothing were around it."""
+    function, command, code = ENDS[end]
+    text = f"{function}\n{trap}\nckpt_start deploy --steps a,b\nckpt_step a true\nckpt_step b {command}\n./effect on"
+    result = play(workspace, shell, text)
+    assert (result.code, result.out) == (code, f"bye {code}\n" if trap else ""), result
+    assert effects(workspace) == ["in"]
+    step = record(workspace)["steps"][1]
+    if (shell, end) == ("zsh", "exit"):
+        assert step["status"] == "begun", "zsh runs nothing of ours then"
+        return
+    assert (step["status"], step["exit_code"]) == ("failed", code)
+    assert workspace.tool("status", "deploy").code == 33
+
+
+@posix
+def test_a_variable_that_is_not_set_ends_the_script_and_the_step(workspace: Workspace, shell: str) -> None:
+    text = "trap 'echo bye' EXIT\nfail() { echo \"$nope\"; }\nckpt_start deploy --steps a\nckpt_step a fail\necho on"
+    result = play(workspace, shell, text)
+    assert result.code != 0
+    assert result.out == ("" if shell == "zsh" else "bye\n"), "zsh runs no EXIT trap there"
+    step = record(workspace)["steps"][0]
+    if shell == "zsh":
+        assert step["status"] != "completed"
+    else:
+        assert (step["status"], step["exit_code"]) == ("failed", result.code)
+
+
+@posix
+def test_a_nested_step_that_ends_a_strict_script_fails_with_the_outer_one(workspace: Workspace, shell: str) -> None:
+    text = """
+trap 'echo "bye $?"' EXIT
+inner() { ./fails 5; ./effect no; }
+outer() { ckpt_step b inner; ./effect no; }
+ckpt_start deploy
+ckpt_once a outer
+"""
+    result = play(workspace, shell, text)
+    assert (result.code, result.out) == (5, "bye 5\n"), result
+    assert effects(workspace) == []
+    found = {step["name"]: (step["status"], step["exit_code"]) for step in record(workspace)["steps"]}
+    assert found == {"a": ("begun", 5), "b": ("failed", 5)}
+    assert "may have taken effect" in result.err
+
+
+@posix
+def test_a_step_that_ends_a_strict_subshell_has_failed(workspace: Workspace, shell: str) -> None:
+    text = """
+trap 'echo "bye $?"' EXIT
+fail() { ./fails 6; ./effect no; }
+ckpt_start deploy --steps a
+( trap 'echo "inner $?"' EXIT; ckpt_step a fail; ./effect no ) &
+wait $!
+"""
+    result = play(workspace, shell, text)
+    assert (result.code, result.out) == (6, "inner 6\nbye 6\n"), result
+    assert steps(workspace) == {"a": "failed"}
+
+
+@posix
+def test_an_exit_trap_that_a_step_sets_stays(workspace: Workspace, shell: str) -> None:
+    text = """
+trap 'echo first' EXIT
+set_one() { trap 'echo "second"
+echo lines' EXIT; }
+ckpt_start deploy --steps a,b
+ckpt_step a set_one
+ckpt_step b eval :
+ckpt_complete
+"""
+    result = play(workspace, shell, text)
+    # In zsh an EXIT trap that a function sets is that function's own.
+    assert (result.code, result.out) == (0, "second\nlines\nfirst\n" if shell == "zsh" else "second\nlines\n"), result
+
+
+@posix
+def test_once_that_ends_a_strict_script_is_settled_by_verify(workspace: Workspace, shell: str) -> None:
+    for seen, status in (("true", "completed"), ("false", "failed"), ("./fails 2", "begun")):
+        text = f"fail() {{ ./effect in; ./fails 5; }}\nckpt_start {status}\nckpt_once --verify '{seen}' a fail"
+        assert play(workspace, shell, text).code == 5
+        assert steps(workspace, status) == {"a": status}
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_signal_to_the_script_leaves_the_step_begun(
+    workspace: Workspace, shell: str, number: signal.Signals, background: Begin
+) -> None:
+    run = background(shell, "work() { false || ./pause here; }\nckpt_start deploy --steps a\nckpt_step a work")
+    arrived(workspace, "here")
+    os.killpg(run.pid, number)
+    run.wait(20)
+    until(lambda: workspace.tool("status", "deploy").code == 31, "it is interrupted")
+    assert steps(workspace) == {"a": "begun"}
+
+
+@with_session
+def test_an_err_trap_of_the_script_runs_once_within_a_step(workspace: Workspace, shell: str) -> None:
+    text = "trap './effect err' ERR\nfail() { ./fails 3; }\nckpt_start deploy --steps a\nckpt_step a fail"
+    result = play(workspace, shell, text, mode="set -euE" if shell == "bash" else "set -eu")
+    assert result.code == 3, result
+    assert effects(workspace) == ["err"]
+    assert steps(workspace) == {"a": "failed"}
+
+
+# What a look may answer
+
+LOOKS = {
+    "in place": ("true", 0),
+    "in place, by exit": ("exit 0", 0),
+    "in place, and it says so": ("true && echo yes", 0),
+    "not in place": ("false", 1),
+    "not in place, by exit": ("false || exit 1", 1),
+    "not in place, and it says so": ("echo no; false", 1),
+    "a variable that is not set": ('test -e "$nope/x"', 20),
+    "a function that uses one": ("broken", 20),
+    "a value that must be set": (": ${nope:?}", 20),
+    "no shell at all": ("if", 20),
+    "an open quote": ("echo 'x", 20),
+    "no such command": ("no-such-command", 20),
+    "not executable": ("./outbox", 20),
+    "killed": ("sh -c 'kill -9 $PPID'", 20),
+    "a number that is none": ("test 1 -eq x", 20),
+}
+STREAMS = ["", "2>&-", ">&- 2>&-", "<&-", "<&- >&- 2>&-", "2>/dev/full", ">/dev/full 2>&1"]
+
+
+def looked(workspace: Workspace, shell: str, look: str, streams: str) -> tuple[int, int]:
+    """The status of a script whose ``ckpt_once`` is in doubt, and how often its effect was had."""
+    text = f"""
+broken() {{ test -e "$nope/x"; }}
+send() {{ ./effect sent; kill -9 $$; }}
+again() {{ ./effect again; }}
+ckpt_start deploy --steps a
+if test -e effects; then work=again; else work=send; fi
+ckpt_once --verify {shlex.quote(look)} a $work
+"""
+    (workspace.path / "outbox").touch(0o644)
+    argv = shlex.join(script(workspace, shell, text, mode="set -u"))
+    if not effects(workspace):
+        assert workspace.run("/bin/sh", "-c", f"exec {argv}", env=surroundings(workspace)).code == -9
+    code = workspace.run("/bin/sh", "-c", f"exec {argv} {streams}", env=surroundings(workspace), timeout=20).code
+    return code, len(effects(workspace))
+
+
+@posix
+@pytest.mark.parametrize("look", LOOKS)
+def test_only_the_answer_of_the_command_itself_counts(workspace: Workspace, shell: str, look: str) -> None:
+    command, answer = LOOKS[look]
+    # Not in place: it is done, and the look after it says again that it is not.
+    assert looked(workspace, shell, command, "") == (answer, 2 if answer == 1 else 1)
+
+
+@posix
+@pytest.mark.parametrize("streams", STREAMS)
+@pytest.mark.parametrize("look", ["in place, and it says so", "not in place, and it says so", "a function that uses one"])
+def test_a_look_is_the_same_whatever_streams_are_lost(workspace: Workspace, shell: str, look: str, streams: str) -> None:
+    command, answer = LOOKS[look]
+    assert looked(workspace, shell, command, streams) == (answer, 2 if answer == 1 else 1)
+
+
+@pytest.mark.parametrize("streams", STREAMS)
+@pytest.mark.parametrize("look", ["true", "true && echo yes", "echo no; false", "exit 1", "if", "no-such", "echo x >&2; true"])
+def test_run_looks_the_same_whatever_streams_are_lost(workspace: Workspace, look: str, streams: str) -> None:
+    stubs(workspace)
+    workspace.tool("start", "deploy", "--steps", "a")
+    workspace.tool("update", "deploy", "--begin", "a", "--once")
+    argv = shlex.join([TOOL, "run", "deploy", "a", "--verify", look, "--", "./effect", "sent"])
+    code = workspace.run("/bin/sh", "-c", f"exec {argv} {streams}").code
+    expected = (20, 0) if look in ("if", "no-such") else (0, 0) if "true" in look else (1, 1)
+    assert (code, len(effects(workspace))) == expected
+
+
+@pytest.mark.parametrize("streams", ["", "2>&-", ">&- 2>&-", "<&-", "2>/dev/full"])
+@pytest.mark.parametrize(
+    ("look", "answer"), [("true && echo yes", 0), ("echo no; false", 1), ("foo(", 20), ("no-such", 20), ("./outbox", 20)]
+)
+def test_a_look_in_fish(workspace: Workspace, look: str, answer: int, streams: str) -> None:
+    stubs(workspace)
+    (workspace.path / "outbox").touch(0o644)
+    workspace.tool("start", "deploy", "--steps", "a")
+    workspace.tool("update", "deploy", "--begin", "a", "--once")
+    workspace.tool("release", "deploy")
+    text = f"ckpt_start deploy --steps a\nckpt_once --verify {shlex.quote(look)} a ./effect sent\nexit $status"
+    argv = shlex.join(script(workspace, "fish", text, mode=""))
+    code = workspace.run("/bin/sh", "-c", f"exec {argv} {streams}", env=surroundings(workspace)).code
+    assert (code, len(effects(workspace))) == (answer, int(answer == 1))
+
+
+# Which store is whose
+
+INNER = "ckpt_start pay --key k --steps a\nckpt_step a ./effect paid\nckpt_complete"
+
+
+@every
+@pytest.mark.parametrize("caller", ["a step", "run", "exec"])
+def test_a_script_that_a_step_calls_works_in_the_store_it_has_alone(workspace: Workspace, shell: str, caller: str) -> None:
+    inner = shlex.join(script(workspace, shell, INNER))
+    if caller == "a step":
+        passed(play(workspace, shell, f"ckpt_start outer --store named --steps a\nckpt_step a {inner}\nckpt_complete"))
+    else:
+        verb = ["exec", "outer"] if caller == "exec" else ["run", "outer", "a"]
+        workspace.tool("start", "outer", "--steps", "a", "--store", "named")
+        workspace.tool("release", "outer", "--store", "named")
+        argv = [*verb, "--store", "named", "--", *shlex.split(inner)]
+        assert workspace.tool(*argv, env=surroundings(workspace)).code == 0
+    assert effects(workspace) == ["paid"]
+    assert workspace.run(*shlex.split(inner), env=surroundings(workspace)).code == 0
+    assert effects(workspace) == ["paid"], "once, also alone"
+    assert [one["id"] for one in workspace.tool("list", "--all", "--json", "--store", "named").lines] == ["outer"]
+
+
+@every
+def test_a_store_of_the_users_choice_is_that_of_both(workspace: Workspace, shell: str) -> None:
+    inner = shlex.join(script(workspace, shell, INNER))
+    text = f"ckpt_start outer --steps a\nckpt_step a {inner}\nckpt_complete"
+    passed(play(workspace, shell, text, env={"CHECKPOINT_STORE": str(workspace.path / "chosen")}))
+    found = workspace.tool("list", "--all", "--json", "--store", "chosen").lines
+    assert {one["workflow"] for one in found} == {"outer", "pay"}
+
+
+@every
+@pytest.mark.parametrize("store", ["", "--store named"])
+def test_a_step_finds_its_own_run_from_any_folder(workspace: Workspace, shell: str, store: str) -> None:
+    ask = 'cd /; checkpoint-tool update "$CHECKPOINT_ID" --data {\\"n\\":1}; checkpoint-tool show "$CHECKPOINT_RUN_ID"'
+    executable(workspace.path / "ask", f"#!/bin/sh -e\n{ask}\n")
+    text = f"ckpt_start deploy --steps a {store}\ncd /\nckpt_step a $DIR/ask >/dev/null\nckpt_complete"
+    passed(play(workspace, shell, text, env={"DIR": str(workspace.path)}))
+    where = workspace.path / "named" if store else workspace.store
+    assert record(workspace, store=where)["data"] == {"n": 1}
+
+
+@pytest.mark.parametrize("verb", ["run", "exec"])
+def test_a_command_finds_its_own_run_from_any_folder(workspace: Workspace, verb: str) -> None:
+    workspace.tool("start", "deploy", "--steps", "a", "--store", "named")
+    ask = f'cd /; {shlex.quote(TOOL)} show "$CHECKPOINT_ID" --json; echo "${{CHECKPOINT_STORE-unset}}"'
+    step = ["a"] if verb == "run" else []
+    name = "deploy" if verb == "run" else "nightly"
+    result = workspace.tool(verb, name, *step, "--store", "named", "--", "sh", "-c", ask)
+    assert result.out.splitlines()[-1] == "unset", result
+    assert json.loads(result.out.splitlines()[0])["steps"][0]["status"] == "begun"
+
+
+def test_a_token_counts_for_the_run_it_was_given_for(workspace: Workspace) -> None:
+    """Not for one of the same id in another store."""
+    for store, claims in (("one", 2), ("two", 1)):
+        for _ in range(claims):
+            workspace.tool("start", "deploy", "--steps", "a", "--store", store)
+            workspace.tool("release", "deploy", "--store", store)
+    one = workspace.tool("start", "deploy", "--steps", "a", "--store", "one", "--json").json
+    workspace.tool("start", "deploy", "--steps", "a", "--store", "two")
+    told = {"CHECKPOINT_ID": "deploy", "CHECKPOINT_RUN_ID": one["run_id"], "CHECKPOINT_TOKEN": str(one["token"])}
+    told["CHECKPOINT_RUN_STORE"] = str(workspace.path / "one")
+    assert workspace.tool("update", "deploy", "--note", "two", "--store", "two", env=told).code == 0
+    assert workspace.tool("update", "deploy", "--note", "one", env=told).code == 0
+    assert workspace.tool("show", "deploy", "--json", env=told).json["notes"][0]["text"] == "one"
+
+
+# A step that was refused
+
+
+@every
+@pytest.mark.parametrize(
+    ("step", "code"),
+    [
+        ("ckpt_step 'A b' true", 2),
+        ("ckpt_step a no-such", 127),
+        ("ckpt_step a ./plain", 126),
+        ("ckpt_step a", 2),
+        ("ckpt_step --verify '' a true", 2),
+        ("ckpt_step --never a true", 2),
+    ],
+)
+def test_what_was_refused_is_not_completed(workspace: Workspace, shell: str, step: str, code: int) -> None:
+    (workspace.path / "plain").touch()
+    text = f"ckpt_start deploy\nckpt_step ok true\n{step}\necho $?\nckpt_complete\necho $?"
+    result = play(workspace, shell, text, mode="")
+    assert result.out == f"{code}\n15\n", result
+    assert "refused" in result.err.splitlines()[-1]
+    assert record(workspace)["status"] == "in_progress"
+
+
+@every
+def test_what_was_refused_and_then_run_is_completed(workspace: Workspace, shell: str) -> None:
+    text = """
+ckpt_start deploy
+ckpt_step a ./later
+echo $?
+ckpt_step b ./later
+cp same later
+ckpt_complete
+ckpt_step a ./later 1
+ckpt_complete
+echo $?
+ckpt_step b ./later 2
+ckpt_complete
+echo $?
+"""
+    result = play(workspace, shell, text, mode="")
+    assert result.out == "127\n1\n15\n2\n0\n", result
+    completed(workspace, "a,b")
+
+
+@every
+def test_what_was_refused_may_be_left_out(workspace: Workspace, shell: str) -> None:
+    text = "ckpt_start deploy\nckpt_step b true\nckpt_step a no-such\nckpt_complete --force --reason why\necho $?"
+    assert play(workspace, shell, text, mode="").out == "0\n"
+    completed(workspace, "b")
+
+
+# Names of built-ins
+
+BUILTINS = "printf read command kill test echo type false true cd local declare disown"
+SPECIAL = "eval trap return set shift unset export exec exit break continue ["
+
+
+@posix
+@pytest.mark.parametrize("name", [*BUILTINS.split(), *SPECIAL.split()])
+def test_functions_of_the_script_named_like_built_ins(workspace: Workspace, shell: str, name: str) -> None:
+    """In dash and busybox a special built-in is no name for a function."""
+    if shell not in SESSION and name in ["local", *SPECIAL.split()]:
+        return
+    text = f"""
+work() {{ ./effect work; }}
+half() {{ ./fails 3; ./effect no; }}
+ckpt_start deploy
+{name}() {{ :; }}
+ckpt_step a work
+ckpt_once --verify ./same b work
+(ckpt_step c work)
+ckpt_step d work | cat
+ckpt_step e half
+"""
+    result = play(workspace, shell, text, mode="set -eu" if name not in ("set", "exit") else "set -e")
+    assert result.code == 3, result
+    assert effects(workspace) == ["work"] * 4
+    assert steps(workspace) == dict.fromkeys("abcd", "completed") | {"e": "failed"}
+
+
+@most
+@pytest.mark.parametrize("name", ["printf", "echo", "type", "read", "test", "set", "return", "trap"])
+def test_aliases_of_the_script_named_like_built_ins(workspace: Workspace, shell: str, name: str) -> None:
+    text = "ckpt_start deploy\nckpt_step a ./effect a\nckpt_once --verify ./same b ./effect b\nckpt_complete"
+    expand = "shopt -s expand_aliases\n" if shell == "bash" else ""
+    passed(play(workspace, shell, text, init=f"{expand}alias {name}=no-such\n{bring(shell)}"))
+    assert effects(workspace) == ["a", "b"]
+
+
+@with_session
+def test_a_function_named_builtin_is_refused(workspace: Workspace, shell: str) -> None:
+    text = "ckpt_start deploy\nbuiltin() { :; }\nckpt_step a ./effect a\necho $?\nckpt_complete\necho $?"
+    result = play(workspace, shell, text, mode="")
+    assert (result.out, effects(workspace)) == ("2\n2\n", []), result
+    assert "builtin" in result.err
+
+
+# Subshells
+
+
+@every
+def test_who_carries_a_step_out_is_told(workspace: Workspace, shell: str) -> None:
+    """The pid of the very subshell, and in fish, which has none, of the script."""
+    real = workspace.run("sh", "-c", "command -v checkpoint-tool", env=surroundings(workspace)).out.strip()
+    executable(workspace.path / "tool", f'#!/bin/sh\necho "$*" >> calls\nexec {shlex.quote(real)} "$@"\n')
+    own = {"bash": "echo $BASHPID", "zsh": "echo $sysparams[pid]", "fish": "echo $fish_pid"}
+    ask = own.get(shell, "sh -c 'echo $PPID'")
+    before, after = ("begin", "end") if shell == "fish" else ("(", ")")
+    text = f"ckpt_start deploy\n{before}\n{ask}\nckpt_step a true\n{after}"
+    result = play(workspace, shell, text, env={"CHECKPOINT_TOOL": "./tool"})
+    calls = [line for line in (workspace.path / "calls").read_text().splitlines() if line.split()[0] in ("begin", "end")]
+    assert len(calls) == 2
+    assert all(f"--caller-pid {result.out.strip()}" in line for line in calls), (result, calls)
+
+
+@with_session
+def test_a_subshell_starts_no_session(workspace: Workspace, shell: str) -> None:
+    text = "(ckpt_start deploy --steps a; ckpt_step a true; ckpt_complete; ./count)"
+    executable(workspace.path / "count", "#!/bin/sh\nps -eo args | grep -c '[s]ession --owner-pid '\"$PPID\" || :\n")
+    result = play(workspace, shell, text)
+    assert result.code == 0, result
+    completed(workspace, "a")
+    assert result.out == "0\n"
+
+
+# Where things are odd
+
+
+@every
+def test_a_folder_that_is_no_utf8(workspace: Workspace, shell: str) -> None:
+    folder = os.fsencode(workspace.path) + b"/\xff\xfe \xe9"
+    os.mkdir(folder)
+    argv = script(
+        workspace, shell, "ckpt_start deploy --steps a,b\nckpt_step a echo one\ncd /\nckpt_step b echo two\nckpt_complete"
+    )
+    env = workspace.environ(surroundings(workspace))
+    done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, timeout=20, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"one\ntwo\n", b"")
+    assert os.listdir(folder + b"/memory/checkpoints/done/deploy")
+
+
+@every
+def test_a_request_for_completions_is_none(workspace: Workspace, shell: str) -> None:
+    env = {"_CHECKPOINT_TOOL_COMPLETE": "complete_bash", "COMP_WORDS": "x", "COMP_CWORD": "1"}
+    passed(play(workspace, shell, "ckpt_start deploy --steps a\nckpt_step a true\nckpt_complete", env=env))
+
+
+OWN_STREAMS = [name for name, verb in COMMANDS.items() if verb.own_streams]
+
+
+def test_the_verbs_that_need_their_streams() -> None:
+    assert OWN_STREAMS == ["run", "exec", "watch", "mcp", "shell-init", "session"]
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+@pytest.mark.parametrize("more", [[], ["--json"], ["-"], ["deploy", "--note", "-"]])
+def test_no_verb_hangs_a_session(session: Session, verb: str, more: list[str]) -> None:
+    answer = session.ask(verb, *more)
+    if verb in OWN_STREAMS:
+        assert answer.code == 2
+        assert "cannot be used in a session" in answer.err
+    assert session.ask("--version").code == 0
+
+
+@pytest.mark.parametrize("args", [("--data", "-"), ("--input", "-"), ("--plan", "-"), ("--note", "-")])
+def test_a_value_from_standard_input_is_refused_in_a_session(session: Session, args: tuple[str, ...]) -> None:
+    answer = session.ask("start", "deploy", *args)
+    assert answer.code == 2, answer
+    assert "standard input" in answer.err

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 from itertools import takewhile
 from os import environ
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -27,35 +27,44 @@ PROGRAM = "checkpoint-tool"
 INTERRUPTED = 130
 _LONGEST_MESSAGE = 4000
 
+
+class Verb(NamedTuple):
+    """``target``: the function that does it, in a module of this package. ``own_streams``: it needs standard input and
+    output for itself, and is refused in a session, where they carry questions and answers."""
+
+    target: str
+    own_streams: bool = False
+
+
 COMMANDS = {
-    "start": "workflow:start",
-    "update": "workflow:update",
-    "resume": "workflow:resume",
-    "complete": "workflow:complete",
-    "fail": "workflow:fail",
-    "cancel": "workflow:cancel",
-    "run": "run:run",
-    "exec": "run:exec_",
-    "status": "run:status",
-    "begin": "step:begin",
-    "end": "step:end",
-    "heartbeat": "workflow:heartbeat",
-    "release": "workflow:release",
-    "show": "workflow:show",
-    "list": "workflow:list_",
-    "watch": "live:watch",
-    "verify": "admin:verify",
-    "repair": "admin:repair",
-    "prune": "admin:prune",
-    "pin": "admin:pin",
-    "unpin": "admin:unpin",
-    "schedule": "host:schedule",
-    "agents": "agents:agents",
-    "mcp": "mcp:mcp",
-    "shell-init": "shell:shell_init",
-    "session": "shell:session",
+    "start": Verb("workflow:start"),
+    "update": Verb("workflow:update"),
+    "resume": Verb("workflow:resume"),
+    "complete": Verb("workflow:complete"),
+    "fail": Verb("workflow:fail"),
+    "cancel": Verb("workflow:cancel"),
+    "run": Verb("run:run", own_streams=True),
+    "exec": Verb("run:exec_", own_streams=True),
+    "status": Verb("run:status"),
+    "begin": Verb("step:begin"),
+    "end": Verb("step:end"),
+    "heartbeat": Verb("workflow:heartbeat"),
+    "release": Verb("workflow:release"),
+    "show": Verb("workflow:show"),
+    "list": Verb("workflow:list_"),
+    "watch": Verb("live:watch", own_streams=True),
+    "verify": Verb("admin:verify"),
+    "repair": Verb("admin:repair"),
+    "prune": Verb("admin:prune"),
+    "pin": Verb("admin:pin"),
+    "unpin": Verb("admin:unpin"),
+    "schedule": Verb("host:schedule"),
+    "agents": Verb("agents:agents"),
+    "mcp": Verb("mcp:mcp", own_streams=True),
+    "shell-init": Verb("shell:shell_init", own_streams=True),
+    "session": Verb("shell:session", own_streams=True),
 }
-"""Verb -> the function that does it, in a module of this package."""
+"""The one list of verbs."""
 
 
 class _Commands(TyperGroup):
@@ -71,7 +80,7 @@ class _Commands(TyperGroup):
 # A session runs many commands: built anew each time they would cost as much again as the durable writes.
 @functools.cache
 def _command(name: str) -> Any:
-    target = load(f"checkpoint.cli.{COMMANDS[name]}")
+    target = load(f"checkpoint.cli.{COMMANDS[name].target}")
     if isinstance(target, typer.Typer):
         return typer.main.get_command(target)
     single = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -116,7 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--version" in takewhile(lambda argument: argument.startswith("-"), options):
             emit(f"{PROGRAM} {__version__}\n", changed=False)
             return 0
-        status = _commands()(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+        # No variable of the environment makes this a request for shell completions.
+        status = _commands()(args=arguments, prog_name=PROGRAM, complete_var="", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except NoArgsIsHelpError as error:
         process.write_stderr(error.format_message())

@@ -11,7 +11,7 @@ import typer
 from checkpoint import process
 from checkpoint.api import Checkpoints, Workflow, document
 from checkpoint.api import owner as make_owner
-from checkpoint.config import parse_duration, store_path
+from checkpoint.config import parse_duration, run_store, store_path
 from checkpoint.errors import NotReported, Usage
 from checkpoint.model import RECORD_LIMIT, View
 from checkpoint.render import text
@@ -92,11 +92,15 @@ def open_workflow(
     allow_secret: list[str] | None = None,
     caller_pid: int | None = None,
 ) -> Workflow:
-    """A handle for one write. $CHECKPOINT_TOKEN counts only for the checkpoint that $CHECKPOINT_ID names, if it does:
-    a script that drives two runs would otherwise hand the token of one to the other."""
-    run = open_checkpoints(store, owner, allow_secret=allow_secret, caller_pid=caller_pid).open(id, token=token)
+    """A handle for one write. $CHECKPOINT_TOKEN counts only for the run that $CHECKPOINT_RUN_ID or $CHECKPOINT_ID names,
+    if they do: a script that drives two runs, or one of the same id in another store, would otherwise hand the token of
+    one to the other."""
+    place = run_store(id, store, environ)
+    checkpoints = open_checkpoints(place, owner, allow_secret=allow_secret, caller_pid=caller_pid)
+    run = checkpoints.open(id, token=token)
     given = environ.get("CHECKPOINT_TOKEN")
-    if token is None and given and environ.get("CHECKPOINT_ID") in (None, "", run.id, run.checkpoint.run_id):
+    named = environ.get("CHECKPOINT_RUN_ID") or environ.get("CHECKPOINT_ID")
+    if token is None and given and named in (None, "", run.id, run.checkpoint.run_id):
         if not given.isascii() or not given.isdigit():
             raise Usage(f"$CHECKPOINT_TOKEN is {given!r}, and must be a number")
         run.token = int(given)
@@ -159,13 +163,15 @@ def standard_input(what: str) -> BinaryIO:
     return sys.stdin.buffer
 
 
-def emit(data: str, *, changed: bool) -> None:
+def emit(data: str, *, changed: bool, errors: str = "backslashreplace") -> None:
     """Results to standard output, all or an error: by now the change is durable, and saying "failed" would be wrong.
+
+    ``errors``: what becomes of bytes of a path that are no UTF-8; "surrogateescape" for a shell, which wants them back.
 
     Raises NotReported.
     """
     try:
-        process.write_stdout(data.encode("utf-8", "backslashreplace"))
+        process.write_stdout(data.encode("utf-8", errors))
     except OSError as error:
         what = "applied, but the result" if changed else "nothing was changed; the result"
         words = f"{what} could not be written to standard output: {error.strerror}"

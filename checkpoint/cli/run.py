@@ -23,7 +23,7 @@ from checkpoint.cli.options import (
 )
 from checkpoint.cli.step import Add, Once, StepName
 from checkpoint.command import TAIL, Command, Ran, run_alone, run_step
-from checkpoint.config import STORE_VARIABLE
+from checkpoint.config import RUN_STORE_VARIABLE, run_store
 from checkpoint.errors import CheckpointError, Locked, Usage
 from checkpoint.model import RunState, StepStatus
 from checkpoint.process import own_pid
@@ -70,8 +70,7 @@ def run(
     workflow = open_workflow(id, store, owner, token)
     wanted = Command(
         argv=command or (),
-        # A command that asks about its own run must find it, from whatever folder.
-        environ=environ if store is None else environ | {STORE_VARIABLE: _full(workflow.location)},
+        environ=_surroundings(workflow.location),
         verify=verify,
         timeout_s=seconds(timeout),
         retries=retries,
@@ -114,7 +113,13 @@ def exec_(
     if label is not None and key is not None:
         raise Usage("--label names runs of their own, --key the run of that key: one of the two")
     checkpoints = open_checkpoints(store, None, own_pid(), allow_secret=allow_secret)
-    wanted = Command(argv=command or (), environ=environ, timeout_s=seconds(timeout), tail=tail, stdout=2 if json else 1)
+    wanted = Command(
+        argv=command or (),
+        environ=_surroundings(checkpoints.store.location),
+        timeout_s=seconds(timeout),
+        tail=tail,
+        stdout=2 if json else 1,
+    )
     try:
         ran = run_alone(checkpoints, workflow, wanted, key=key, label=label, overlap=not no_overlap)
     except Locked as error:
@@ -130,14 +135,15 @@ def status(
     store: Store = None,
 ) -> int:
     """Did the last run finish, or was it interrupted? The exit status says it too."""
-    checkpoint, state = open_checkpoints(store).status(name, previous=previous)
+    checkpoint, state = open_checkpoints(run_store(name, store, environ)).status(name, previous=previous)
     line = text.to_json(text.status_document(checkpoint, state)) if json else text.status_line(checkpoint, state)
     emit(line + "\n", changed=False)
     return STATUS_CODES[state]
 
 
-def _full(path: str) -> str:
-    return abspath(expanduser(path))
+def _surroundings(location: str) -> dict[str, str]:
+    """The environment of a command that, from whatever folder, may ask about its own run."""
+    return environ | {RUN_STORE_VARIABLE: abspath(expanduser(location))}
 
 
 def _told(ran: Ran, what: str, *, json: bool) -> int:

@@ -1,5 +1,6 @@
 """For shell scripts: the functions that they source, and the session that those functions talk to."""
 
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from checkpoint import process, programs
 from checkpoint._load import data_path, load
 from checkpoint.api import Workflow
 from checkpoint.cli.options import Json, Store, emit, open_checkpoints
+from checkpoint.config import run_store
 from checkpoint.dialogue import Dialogue
 from checkpoint.errors import CheckpointError, Usage
 from checkpoint.model import RECORD_LIMIT
@@ -19,15 +21,15 @@ from checkpoint.model import RECORD_LIMIT
 PROGRAM = "checkpoint-tool"
 
 SHELLS = {
-    "bash": ("ckpt.sh", "session.bash"),
-    "zsh": ("ckpt.sh", "session.zsh"),
-    "sh": ("ckpt.sh",),
+    "bash": ("ckpt.sh", "session.bash", "found.sh"),
+    "zsh": ("ckpt.sh", "session.zsh", "found.sh"),
+    "sh": ("ckpt.sh", "found.sh"),
     "fish": ("ckpt.fish",),
 }
 
+_BUILT_IN = re.compile(r"\\(:|\[|[a-z]+)(?=[ ;\n)])")
+
 MOST_ARGUMENTS = 10_000
-OWN_STREAMS = ("run", "exec", "session", "shell-init")
-"""Verbs that need standard input and output for themselves."""
 
 
 def shell_init(
@@ -51,7 +53,11 @@ def shell_init(
     for file in SHELLS[shell]:
         with open(data_path(f"shell/{file}"), encoding="utf-8") as source:
             parts.append(source.read())
-    emit("".join(parts).replace("@TOOL@", _quoted(name)), changed=False)
+    functions = "".join(parts)
+    if shell in ("bash", "zsh"):
+        # There a function of the script comes before any built-in, and so its backslash alone does not keep it.
+        functions = _BUILT_IN.sub(r"\\builtin \1", functions)
+    emit(functions.replace("@TOOL@", _quoted(name)), changed=False)
 
 
 def session(
@@ -71,14 +77,14 @@ def session(
     owner = process.of(owner_pid)
     if owner is None:
         raise Usage(f"no process runs under the pid {owner_pid}, and the owner of a session must be running")
-    main = load("checkpoint.cli:main")
+    main, verbs = load("checkpoint.cli:main"), load("checkpoint.cli:COMMANDS")
     with Dialogue(owner, largest=4 * RECORD_LIMIT) as dialogue:
         run = _claimed(owner_pid)  # after it has closed all that came from the script
         if run is not None and run.checkpoint.lease is not None and run.checkpoint.lease.lease_s is not None:
             dialogue.pulse, dialogue.every_s = _pulse(run), run.checkpoint.lease.lease_s / 4
         while (arguments := dialogue.ask(most=MOST_ARGUMENTS)) is not None:
             verb = next((argument for argument in arguments if not argument.startswith("-")), "")
-            if verb in OWN_STREAMS:
+            if verb in verbs and verbs[verb].own_streams:
                 process.write_stderr(f"{PROGRAM}: {verb} cannot be used in a session")
                 status = Usage.exit_code
             else:
@@ -94,7 +100,7 @@ def _claimed(owner_pid: int) -> Workflow | None:
     if not id or not token.isdigit():
         return None
     try:
-        run = open_checkpoints(None).open(id, token=int(token))
+        run = open_checkpoints(run_store(id, None, environ)).open(id, token=int(token))
     except CheckpointError:
         return None  # the first command says what is wrong
     run.attest(owner_pid)

@@ -53,6 +53,7 @@ def begin(
         workflow.done(step, command=words)
         answer = "done"
     elif begun and ask:
+        workflow.ensure_free(step)
         answer = "in_doubt"
     else:
         if begun and absent:

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from os import environ
 from os.path import abspath, expanduser
 from typing import Annotated, Any
 
@@ -34,6 +35,7 @@ from checkpoint.cli.options import (
     standard_input,
     warn_if_unwatched,
 )
+from checkpoint.config import RUN_STORE_VARIABLE, run_store
 from checkpoint.errors import Usage
 from checkpoint.model import PlanStep, Status, View
 from checkpoint.render import text
@@ -150,6 +152,7 @@ def resume(
         raise Usage("--reason goes with --steal")
     if steal and id is None:
         raise Usage("--steal wants the ID of what is to be taken")
+    store = store if id is None else run_store(id, store, environ)
     checkpoints = open_checkpoints(store, owner, owner_pid, lease, allow_secret=allow_secret)
     warn_if_unwatched(checkpoints)
     run = checkpoints.resume(id, agent=agent, wait_s=seconds(wait) or 0, steal_reason=read_value(reason, "--reason"))
@@ -225,7 +228,7 @@ def update(
     run = open_workflow(id, store, owner, token, allow_secret=allow_secret)
     run.update(wanted)
     if form == "env":
-        emit(_env(run), changed=True)
+        emit(_env(run), changed=True, errors="surrogateescape")
     else:
         emit_view(run.view(), json=form == "json")
 
@@ -306,7 +309,7 @@ def release(
 
 def show(id: Id, json: Json = False, store: Store = None) -> None:
     """Everything about one checkpoint."""
-    view = open_checkpoints(store).show(id)
+    view = open_checkpoints(run_store(id, store, environ)).show(id)
     lines = [text.to_json(document(view))] if json else text.run_lines(view, full=True)
     emit("\n".join(lines) + "\n", changed=False)
 
@@ -407,7 +410,7 @@ def _hand_over(run: Workflow, form: str, words: str) -> None:
     """What start and resume print: all that is needed to go on."""
     view = run.view()
     if form == "env":
-        emit(_env(run), changed=True)
+        emit(_env(run), changed=True, errors="surrogateescape")
     elif form == "json":
         emit(text.to_json(document(view) | {"created": run.created}) + "\n", changed=True)
     else:
@@ -420,8 +423,9 @@ def _env(run: Workflow) -> str:
     checkpoint = view.checkpoint
     return text.to_env(
         {
-            # Absolute: the script may change its folder before it asks again.
-            "CHECKPOINT_STORE": abspath(expanduser(run.location)),
+            # Absolute: the script may change its folder before it asks again. Not CHECKPOINT_STORE: a script that a step
+            # calls would take it for the user's choice, and keep its own runs elsewhere than alone.
+            RUN_STORE_VARIABLE: abspath(expanduser(run.location)),
             "CHECKPOINT_ID": checkpoint.id,
             "CHECKPOINT_RUN_ID": checkpoint.run_id,
             "CHECKPOINT_TOKEN": checkpoint.token,
