@@ -548,7 +548,7 @@ echo $?
 """
     result = play(workspace, shell, text, mode="set -u")
     assert (result.code, result.out) == (0, "2\n15\n"), result
-    assert "has no step" in result.err
+    assert "is no step name" in result.err
     text = """
 ckpt_start deploy --key k
 ckpt_complete --force --reason 'nothing to do'
@@ -575,7 +575,7 @@ ckpt_complete
 echo $?
 """
     result = play(workspace, shell, text, mode="set -u")
-    assert result.out == "0\n14\n14\n14\n0\n", result
+    assert result.out == "0\n14\n14\n14\n15\n", result
     assert result.err.count("another command") == 3
     assert effects(workspace) == ["a b.csv"]
 

@@ -262,7 +262,7 @@ __ckpt_begin_apart() {
         __ckpt_find_caller
         __ckpt_ask=$1 __ckpt_add=$2 __ckpt_once=$4 __ckpt_name=$5
         \shift 5
-        \unset -f printf
+        \unset -f printf 2>/dev/null || \:
         \printf '%s\0' "$@" | "$CHECKPOINT_TOOL" begin "$CHECKPOINT_ID" "$__ckpt_name" --token "${CHECKPOINT_TOKEN:-}" \
             ${__ckpt_once:+"$__ckpt_once"} ${__ckpt_add:+"$__ckpt_add"} ${__ckpt_ask:+"$__ckpt_ask"} \
             --command-stdin --caller-pid "$__ckpt_caller"
@@ -353,7 +353,7 @@ __ckpt_ask_tool() {
 
 # In a subshell of the shell that runs the step: that one's pid, by which it is told apart from others of the script.
 __ckpt_find_caller() {
-    \unset -f read
+    \unset -f read 2>/dev/null || \:
     __ckpt_line=
     { IFS= \read -r __ckpt_line </proc/self/stat; } 2>/dev/null || __ckpt_line=") S $$"
     __ckpt_line=${__ckpt_line##*") "}

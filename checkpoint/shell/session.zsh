@@ -173,7 +173,7 @@ __ckpt_begin() {
         __ckpt_begin_apart "$@"
         \return "$?"
     fi
-    \local __ckpt_ask=$1 __ckpt_add=$2 __ckpt_once=$4 __ckpt_name=$5
+    \local __ckpt_ask="$1" __ckpt_add="$2" __ckpt_once="$4" __ckpt_name="$5"
     \shift 5
     __ckpt_call begin "$CHECKPOINT_ID" "$__ckpt_name" --token "${CHECKPOINT_TOKEN:-}" ${__ckpt_once:+"$__ckpt_once"} \
         ${__ckpt_add:+"$__ckpt_add"} ${__ckpt_ask:+"$__ckpt_ask"} -- "$@"
