@@ -96,8 +96,8 @@ MUTANTS = {
         "verify: only the command's own answer counts",
         "looks of the shell",
         "checkpoint/shell/session.bash",
-        "    case $2 in *__ckpt_ask*) ",
-        "    case $2 in *) ",
+        "    case $__ckpt_seen-$2 in -*__ckpt_ask*) ",
+        "    case $__ckpt_seen-$2 in -*) ",
     ),
     "a function that ends the script is not recorded": Mutant(
         "set -e: failed, with the status", "failures in the shell", CKPT, '    __ckpt_leave "$@" || \\:\n', ""

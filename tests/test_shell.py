@@ -2937,14 +2937,15 @@ def test_a_script_that_a_step_calls_works_in_the_store_it_has_alone(workspace: W
         passed(play(workspace, shell, f"ckpt_start outer --store named --steps a\nckpt_step a {inner}\nckpt_complete"))
     else:
         verb = ["exec", "outer"] if caller == "exec" else ["run", "outer", "a"]
-        workspace.tool("start", "outer", "--steps", "a", "--store", "named")
-        workspace.tool("release", "outer", "--store", "named")
+        if caller == "run":
+            workspace.tool("start", "outer", "--steps", "a", "--store", "named")
         argv = [*verb, "--store", "named", "--", *shlex.split(inner)]
         assert workspace.tool(*argv, env=surroundings(workspace)).code == 0
     assert effects(workspace) == ["paid"]
     assert workspace.run(*shlex.split(inner), env=surroundings(workspace)).code == 0
     assert effects(workspace) == ["paid"], "once, also alone"
-    assert [one["id"] for one in workspace.tool("list", "--all", "--json", "--store", "named").lines] == ["outer"]
+    found = workspace.tool("list", "--all", "--json", "--store", "named").lines
+    assert {one["workflow"] for one in found} == {"outer"}
 
 
 @every
@@ -3077,7 +3078,9 @@ ckpt_step e half
 @most
 @pytest.mark.parametrize("name", ["printf", "echo", "type", "read", "test", "set", "return", "trap"])
 def test_aliases_of_the_script_named_like_built_ins(workspace: Workspace, shell: str, name: str) -> None:
-    text = "ckpt_start deploy\nckpt_step a ./effect a\nckpt_once --verify ./same b ./effect b\nckpt_complete"
+    if shell == "fish" and name not in ("printf", "echo", "type"):
+        return  # there an alias is a function, and may not be named so
+    text = "ckpt_start deploy\nckpt_step a ./effect a\nckpt_once --verify true b ./effect b\nckpt_complete"
     expand = "shopt -s expand_aliases\n" if shell == "bash" else ""
     passed(play(workspace, shell, text, init=f"{expand}alias {name}=no-such\n{bring(shell)}"))
     assert effects(workspace) == ["a", "b"]

@@ -17,23 +17,34 @@
 case ${CHECKPOINT_TOOL:-} in '') CHECKPOINT_TOOL=@TOOL@ ;; esac
 
 __ckpt_out='' __ckpt_seen='' __ckpt_rc='' __ckpt_verify='' __ckpt_once='' __ckpt_add='' __ckpt_ignored=''
-__ckpt_refused='' __ckpt_depth=0 __ckpt_traps='' __ckpt_was='' __ckpt_said='' __ckpt_name='' __ckpt_line=''
+__ckpt_refused='' __ckpt_depth=0 __ckpt_traps='' __ckpt_was='' __ckpt_said='' __ckpt_name='' __ckpt_line='' __ckpt_odd=''
 
 __ckpt_say() {
-    (\unset -f printf && \printf '%s\n' "$*") >&2 || \:
+    (
+        \unset -f printf 2>/dev/null || \:
+        \printf '%s\n' "$*"
+    ) >&2 || \:
 }
 
 # dash and busybox find a path also where it is no program.
 __ckpt_is_there() {
-    (\unset -f command && \command -v -- "$1") >/dev/null 2>&1 || \return 1
+    (
+        \unset -f command || \:
+        \command -v -- "$1"
+    ) >/dev/null 2>&1 || \return 1
     case $1 in
     */*) ! \[ -e "$1" ] || { \[ -f "$1" ] && \[ -x "$1" ]; } ;;
     esac
 }
 
+__ckpt_path() {
+    \unset -f command || \:
+    \command -v -- "$1"
+}
+
 # A program outside of the shell: for it alone "|| ..." changes nothing.
 __ckpt_is_program() {
-    case $(\unset -f command && \command -v -- "$1" 2>/dev/null) in
+    case $(__ckpt_path "$1" 2>/dev/null) in
     alias\ *) \return 1 ;;
     */*) \return 0 ;;
     *) \return 1 ;;
@@ -108,13 +119,13 @@ __ckpt_step() {
             ;;
         --)
             \shift
-            break
+            \break
             ;;
         -*)
             __ckpt_refuse "${2-}" 2 "ckpt_step: no such option: $1"
             \return 2
             ;;
-        *) break ;;
+        *) \break ;;
         esac
     done
     if \[ "$#" -lt 2 ]; then
@@ -210,7 +221,9 @@ __ckpt_allow() {
 # STEP: what the command is told in its environment; by that it is also known should it outlive this script.
 __ckpt_tell() {
     if \[ -n "$1" ]; then
-        \export CHECKPOINT_STEP="$1" CHECKPOINT_IDEMPOTENCY_KEY="$CHECKPOINT_RUN_ID/$1"
+        # shellcheck disable=SC2034 # exported
+        CHECKPOINT_STEP=$1 CHECKPOINT_IDEMPOTENCY_KEY=$CHECKPOINT_RUN_ID/$1
+        \export CHECKPOINT_STEP CHECKPOINT_IDEMPOTENCY_KEY
     else
         \unset CHECKPOINT_STEP CHECKPOINT_IDEMPOTENCY_KEY
     fi
@@ -300,6 +313,7 @@ __ckpt_leave() {
 # 1, which it leaves behind its output: where the shell fails it (a closed stream, a typing error, set -u), that has
 # status 1 too. The output goes through a pipe: an "echo" into a full or closed stream must not fail the look.
 __ckpt_look() {
+    __ckpt_seen=''
     __ckpt_said=$(__ckpt_look_at "$1") || \:
     case $__ckpt_said in
     *"
@@ -328,12 +342,16 @@ __ckpt_ask() {
     __ckpt_effect || \set -- "$?"
     # Not by the trap: within an EXIT trap of the script, bash runs no other.
     __ckpt_answer "$1" __ckpt_ask
-    \trap - EXIT
 }
 
 # STATUS: dash and busybox end with 2 where they fail a command, so that 0 and 1 are answers.
 __ckpt_answer() {
-    (\unset -f printf && \printf '\n__ckpt_answer %s' "$1") 2>/dev/null || \:
+    case $__ckpt_seen in answered) \return 0 ;; esac
+    __ckpt_seen=answered
+    (
+        \unset -f printf || \:
+        \printf '\n__ckpt_answer %s' "$1"
+    ) 2>/dev/null || \:
 }
 
 # One command of checkpoint-tool: what it prints is left in __ckpt_out. Standard input belongs to the script.
@@ -383,6 +401,7 @@ __ckpt_guard() {
     \trap -- "if __ckpt_ended \"\$?\" $__ckpt_depth $__ckpt_how; then $__ckpt_was; else $__ckpt_was; fi" EXIT
 }
 
+# shellcheck disable=SC2120 # it sets its own
 __ckpt_unguard() {
     \eval "\set -- \"\$__ckpt_exit_$__ckpt_depth\" $__ckpt_depth"
     __ckpt_depth=$((__ckpt_depth - 1))
@@ -420,13 +439,22 @@ __ckpt_find_trap() {
     {
         \[ -p /proc/self/fd/9 ] || \return 1
         { \trap; } >|/proc/self/fd/9
-        __ckpt_traps=$(\unset -f read printf && while IFS= \read -r line; do \printf '%s\n' "$line"; done <&9)
+        __ckpt_traps=$(__ckpt_copy <&9)
     } 9<<EOF
 EOF
     __ckpt_parse_traps
 }
 
+# In a subshell.
+__ckpt_copy() {
+    \unset -f read printf 2>/dev/null || \:
+    while IFS= \read -r __ckpt_line; do
+        \printf '%s\n' "$__ckpt_line"
+    done
+}
+
 # EXIT stands first where there is one. What follows sets the other traps, as they are.
+# shellcheck disable=SC2120
 __ckpt_parse_traps() {
     \eval "\set -- $__ckpt_traps"
     case ${4-} in EXIT) __ckpt_was=$3 ;; esac

@@ -13,7 +13,7 @@ __ckpt_is_program() {
     case $1 in
     . | source | eval | command | builtin | exec | coproc | trap) \return 1 ;;
     esac
-    ! \declare -F -- "$1" >/dev/null
+    ! \declare -F -- "$1" >/dev/null 2>&1
 }
 
 # Where set -e is ignored, so are ERR traps. That of the script is put by while a function runs, unless it is
@@ -36,7 +36,7 @@ __ckpt_see_errexit() {
 
 # In posix mode a special built-in comes before a function, such as one named export.
 __ckpt_import() {
-    if [[ ! -o posix ]] && \declare -F export >/dev/null; then
+    if [[ ! -o posix ]] && ! __ckpt_is_program export; then
         \set -o posix
         \eval "$__ckpt_out"
         \set +o posix
@@ -56,7 +56,8 @@ $1
 }
 
 __ckpt_answer() {
-    case $2 in *__ckpt_ask*) \printf '\n__ckpt_answer %s' "$1" ;; esac
+    case $__ckpt_seen-$2 in -*__ckpt_ask*) \printf '\n__ckpt_answer %s' "$1" ;; esac
+    __ckpt_seen=answered
 }
 
 # After a signal, bash runs the EXIT trap where it stands, within the functions, and "return" is refused there.

@@ -66,8 +66,8 @@ __ckpt_answer_at_exit() {
 # after a mistake of the shell. After "exit" within a function it leaves these at once too: such a step stays in doubt.
 __ckpt_guard() {
     __ckpt_depth=$((__ckpt_depth + 1))
-    \eval "__ckpt_verify_$__ckpt_depth=\$1 __ckpt_once_$__ckpt_depth=\$2 __ckpt_name_$__ckpt_depth=\$3"
-    \eval "__ckpt_shell_$__ckpt_depth=\$ZSH_SUBSHELL"
+    \typeset -g "__ckpt_verify_$__ckpt_depth=$1" "__ckpt_once_$__ckpt_depth=$2" "__ckpt_name_$__ckpt_depth=$3"
+    \typeset -g "__ckpt_shell_$__ckpt_depth=$ZSH_SUBSHELL"
 }
 
 __ckpt_unguard() {
@@ -77,7 +77,7 @@ __ckpt_unguard() {
 __ckpt_run() {
     \shift 3
     if [[ $__ckpt_depth -gt 0 && -o err_exit ]] && __ckpt_find_trap; then
-        \eval "__ckpt_zerr_$__ckpt_depth=\$__ckpt_was"
+        \typeset -g "__ckpt_zerr_$__ckpt_depth=$__ckpt_was"
         # For as long as this function runs; the step's own function must not see the option, and keep no traps.
         __ckpt_was="__ckpt_fails \"\$?\" $__ckpt_depth || \eval \"\$__ckpt_zerr_$__ckpt_depth\"; __ckpt_leaves $__ckpt_depth"
         if [[ -o local_traps ]]; then
@@ -123,7 +123,7 @@ __ckpt_find_trap() {
     } 9<<<''
     \local -a words
     words=("${(@z)__ckpt_traps}")
-    \local -i at=${words[(I)ZERR]}
+    \local -i at=${words[(I)(Z|)ERR]}
     if [[ $at -gt 3 && ${words[at-3]} == trap ]]; then
         __ckpt_was=${(Q)words[at-1]}
     fi
