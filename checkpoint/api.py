@@ -1049,11 +1049,14 @@ class Workflow:
         """
         self._checkpoints.screen({"step": name})
         process = process or self.caller()
+        caller = process if process is None or process.pid is None else self.caller()
         command_sha256 = _command_sha256(command)
 
         def change(checkpoint: Checkpoint, standing: Standing, now: datetime) -> Checkpoint:
             after = model.add_step(checkpoint, name, once=once) if add else checkpoint
-            return model.begin_step(after, name, standing, now, once=once, process=process, command_sha256=command_sha256)
+            return model.begin_step(
+                after, name, standing, now, once=once, process=process, command_sha256=command_sha256, caller=caller
+            )
 
         return self._write(change)
 

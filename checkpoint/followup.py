@@ -245,17 +245,21 @@ class FollowUp:
             try:
                 failure = self._apart(partial(self._stamp_in, place, within))
             except NoAnswer:
-                failure = self._no_answer(place)
+                failure = self._no_answer(place), ""
             except Failed as error:
-                failure = f"{place} cannot be stamped: {error}"
-            if failure is not None:
-                self._fail(place, failure)
+                failure = f"{place} cannot be stamped: {error}", ""
+            if failure is None:
+                continue
+            message, as_user = failure
+            if place == self._place or not as_user:
+                self._unrecorded(place, CheckpointError(message, as_user=as_user))
 
-    def _stamp_in(self, place: str, within: str | None) -> str | None:
+    def _stamp_in(self, place: str, within: str | None) -> tuple[str, str] | None:
+        """(what went wrong, the user as whom it would work, if any); None: it is stamped."""
         try:
             StateFolder(place, within=within).stamp(self.report.at, self._settings.period_s)
         except CheckpointError as error:
-            return error.message
+            return error.message, error.as_user
         return None
 
     def _probe(self) -> None:

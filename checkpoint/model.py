@@ -857,8 +857,11 @@ def begin_step(
     once: bool = False,
     process: StepProcess | None = None,
     command_sha256: str | None = None,
+    caller: StepProcess | None = None,
 ) -> Checkpoint:
     """Mark the step begun under the present token, by ``process``: its command, or the caller that does it.
+
+    ``caller``: who has the command run, by default ``process`` itself.
 
     ``command_sha256``: hash of the arguments of that command, where it is known.
 
@@ -881,8 +884,9 @@ def begin_step(
             hint=f"checkpoint-tool update {checkpoint.id} --unblock",
         )
     if step.status is StepStatus.BEGUN:
-        mine = _is_same_caller(step.process, process)
-        ensure_free(checkpoint, name, standing, process)
+        caller = caller or process
+        mine = _is_same_caller(step.process, caller)
+        ensure_free(checkpoint, name, standing, caller)
         by_command = process is not None and process.pid is not None
         doubtful = by_command or _is_in_doubt(checkpoint, step, standing)
         if step.once or (once and doubtful):

@@ -60,6 +60,7 @@ def theirs(tmp_path: Path) -> Workspace:
     ok(workspace.tool("exec", "nightly", "--", "true"))
     ok(workspace.tool("start", "deploy", "--steps", "a,b", "--stale-after", "1s"))
     ok(workspace.tool("start", "other", "--steps", "a", "--key", "k"))
+    ok(workspace.tool("release", "deploy"))
     time.sleep(1.1)
     workspace.selfcheck("--root", str(workspace.path), "--notify", "stdout")
     hand_over(workspace.path)

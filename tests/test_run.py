@@ -318,6 +318,7 @@ def test_the_command_is_given_who_it_works_for(workspace: Workspace) -> None:
     assert given == {
         "CHECKPOINT_ID": id,
         "CHECKPOINT_RUN_ID": content["run_id"],
+        "CHECKPOINT_RUN_STORE": str(workspace.store),
         "CHECKPOINT_STEP": "a",
         "CHECKPOINT_TOKEN": "1",
         "CHECKPOINT_ATTEMPT": "1",

@@ -17,7 +17,7 @@
 case ${CHECKPOINT_TOOL:-} in '') CHECKPOINT_TOOL=@TOOL@ ;; esac
 
 __ckpt_out='' __ckpt_seen='' __ckpt_rc='' __ckpt_verify='' __ckpt_once='' __ckpt_add='' __ckpt_ignored=''
-__ckpt_refused='' __ckpt_depth=0 __ckpt_traps='' __ckpt_was='' __ckpt_said='' __ckpt_name='' __ckpt_line='' __ckpt_odd=''
+__ckpt_refused='' __ckpt_depth=0 __ckpt_traps='' __ckpt_was='' __ckpt_said='' __ckpt_name='' __ckpt_line='' __ckpt_odd='' __ckpt_caller=''
 
 __ckpt_say() {
     (

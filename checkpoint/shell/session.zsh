@@ -34,6 +34,15 @@ __ckpt_see_errexit() {
     \return 0
 }
 
+# Declared as global, or warn_create_global would complain.
+__ckpt_tell() {
+    if [[ -n $1 ]]; then
+        \typeset -gx CHECKPOINT_STEP="$1" CHECKPOINT_IDEMPOTENCY_KEY="$CHECKPOINT_RUN_ID/$1"
+    else
+        \unset CHECKPOINT_STEP CHECKPOINT_IDEMPOTENCY_KEY
+    fi
+}
+
 # After a mistake of the shell, zsh runs always-lists with an error, or no zshexit function; by "exit" it does the other.
 __ckpt_look_at() {
     zshexit_functions=(__ckpt_answer_at_exit)

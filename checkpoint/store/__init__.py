@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from checkpoint._load import load
 from checkpoint.errors import CheckpointError, Conflict, Damaged, Usage, shown
-from checkpoint.model import ID, RUN_ID, Checkpoint, bare
+from checkpoint.model import ID, NAME, RUN_ID, Checkpoint, bare
 
 Change = Callable[[Checkpoint, datetime], Checkpoint]
 """(checkpoint as it stands, the store's clock) -> checkpoint as it is to stand; the same object for "no change"."""
@@ -41,7 +41,11 @@ class Entry(NamedTuple):
 
 
 def is_foreign(entry: Entry) -> bool:
-    """Whether it is a file of another program (``lost+found``, ``Thumbs.db``): it can never have been a checkpoint."""
+    """Whether it is a file of another program (``lost+found``, ``Thumbs.db``): it can never have been a checkpoint, nor
+    stands it where a history belongs."""
+    above, _, name = entry.place.rpartition("/")
+    if above == "done" and NAME.fullmatch(name):
+        return False
     return isinstance(entry.error, Damaged) and entry.error.kind == "name" and not entry.place.endswith(".json")
 
 
