@@ -81,6 +81,8 @@ class _Kernel(NamedTuple):
         if step.process is not None:
             group, session, since = step.process.group, step.process.session, step.process.begun_ticks
             here = process.this_boot()
+            if step.process.boot_id != here.boot_id and None not in (step.process.boot_id, here.boot_id):
+                return False  # nothing outlives a boot
             if (step.process.pid_ns, step.process.time_ns) != (here.pid_ns, here.time_ns):
                 since = None  # its numbers are those of another namespace
         if since is None:

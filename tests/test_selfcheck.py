@@ -489,7 +489,7 @@ def test_a_store_of_another_user_is_unknown_to_all_but_root(open_workspace: Work
     assert parsed(powerless_check(open_workspace)).state == "UNKNOWN"
     assert parsed(open_workspace.selfcheck()).state == "OK"
     open_workspace.store.chmod(0o755)
-    assert parsed(powerless_check(open_workspace)).state == "UNKNOWN"
+    assert parsed(powerless_check(open_workspace)).state == "CRITICAL", "its files are closed"
 
 
 # --- bad files: one finding each, and the others are judged --------------------------------------------------------------
@@ -773,7 +773,7 @@ def test_a_zombie_counts_as_dead(workspace: Workspace, sleeper: subprocess.Popen
         ({"pid_ns": 1}, False, "slow"),
         ({"host": "f" * 16}, True, "slow"),
         ({"host": "f" * 16}, False, "slow"),
-        ({"host": "f" * 16, "boot_id": "other", "pid_ns": 1, "pid_started": 1}, False, "slow"),
+        ({"host": "f" * 16, "boot_id": "other", "pid_ns": 1, "pid_started": 1}, False, "abandoned"),
         ({"host": "f" * 16, "lease_s": 1800, "expires_at": stamp(-HOUR)}, False, "slow"),
         ({"host": "f" * 16, "lease_s": 1800, "expires_at": stamp(60)}, False, "abandoned"),
         ({"pid_ns": 1, "lease_s": 1800, "expires_at": stamp(60)}, False, "abandoned"),
@@ -784,6 +784,7 @@ def test_who_is_dead(
 ) -> None:
     record = start(workspace, "deploy", "--owner-pid", str(sleeper.pid), age_s=HOUR)
     record["lease"] |= change
+    record["heartbeat_at"] = record["lease"]["acquired_at"] = "2020-01-01T00:00:00Z"
     put(workspace.file(), sealed(record))
     if not living:
         killed(sleeper)
