@@ -222,7 +222,10 @@ __ckpt_allow() {
 __ckpt_tell() {
     if \[ -n "$1" ]; then
         # shellcheck disable=SC2034 # exported
-        CHECKPOINT_STEP=$1 CHECKPOINT_IDEMPOTENCY_KEY=$CHECKPOINT_RUN_ID/$1
+        CHECKPOINT_STEP=$1
+        # shellcheck disable=SC2034 # exported
+        CHECKPOINT_IDEMPOTENCY_KEY=$CHECKPOINT_RUN_ID/$1
+        # shellcheck disable=SC2034
         \export CHECKPOINT_STEP CHECKPOINT_IDEMPOTENCY_KEY
     else
         \unset CHECKPOINT_STEP CHECKPOINT_IDEMPOTENCY_KEY
