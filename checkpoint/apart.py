@@ -150,7 +150,8 @@ class _Child:
                     return
             except ChildProcessError:
                 return
-            time.sleep(0.0005 if self.ended else 0.005)
+            # Not sleep(3), which refuses a moment that a jump of the clock has made negative.
+            select.poll().poll(1 if self.ended else 5)
 
 
 def _work(work: Callable[[Send], None], out: int) -> None:

@@ -134,7 +134,8 @@ def test_what_tools_take_is_what_the_api_takes() -> None:
         return set(mcp_server.TOOLS[tool].model_fields)
 
     def parameters(function: Any) -> set[str]:
-        return set(inspect.signature(function).parameters) - {"self"}
+        names = set(inspect.signature(function).parameters) - {"self"}
+        return {name for name in names if not name.startswith("_")}
 
     assert takes("start") == parameters(Checkpoints.start) - {"replan"}
     assert takes("resume") == parameters(Checkpoints.resume) - {"wait_s", "steal_reason"}
