@@ -278,7 +278,7 @@ async def test_errors_are_those_of_the_command_line(workspace: Workspace) -> Non
             (15, "InvalidTransition", "complete", {"id": "mine"}),
             (16, "SecretFound", "update", {"id": "mine", "notes": [f"use {key}"]}),
             (19, "StaleToken", "update", {"id": "mine", "begin": ["a"], "token": 7}),
-            (20, "InDoubt", "update", {"id": "mine", "begin": ["b"]}),
+            (11, "Locked", "update", {"id": "mine", "begin": ["b"]}),
         ):
             if name == "NothingToResume":
                 await asyncio.sleep(1.1)
