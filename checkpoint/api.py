@@ -643,7 +643,9 @@ class Checkpoints:
         now = self.store.now()
         found: dict[str, Listed] = {}
         unreadable = 0
-        in_sight = {listed.view.checkpoint.run_id for listed in self.list(failing=True) if listed.view is not None}
+        # Not the unfinished ones that a list shows too: one that ends while we look is judged like any other.
+        failing = (listed.view.checkpoint for listed in self.list(failing=True) if listed.view is not None)
+        in_sight = {run.run_id for run in failing if not run.unfinished}
         for listed in (self._listed(entry, now) for entry in self.store.scan(finished=True) if not is_foreign(entry)):
             if listed.view is None:
                 unreadable += 1

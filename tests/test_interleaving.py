@@ -64,7 +64,7 @@ for module, names in FUNCTIONS.items():
 from checkpoint import codec, model, process, validate
 from checkpoint.api import Checkpoints, Update, owner
 from checkpoint.errors import CheckpointError
-from checkpoint.store import file, flock
+from checkpoint.store import file, flock, rights, search, state
 from lean import adopted
 
 # B is to be refused at once: A will not let go before B has ended.

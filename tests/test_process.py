@@ -390,7 +390,7 @@ def test_messages_are_never_written_into_a_store(closed: tuple[int, ...], worksp
     assert workspace.file().read_bytes() == after
     assert workspace.tool("verify").code == 0
     lock = (workspace.store / ".locks" / "deploy.lock").read_bytes()
-    assert re.fullmatch(rb"\d{20} \d{10}\n", lock)
+    assert re.fullmatch(rb"\d{20} \d{10}\n[0-9a-f-]{36} \d{20} \d{20} open \d{20} [0-9a-f]{8}\n", lock)
 
 
 def test_a_result_that_cannot_be_written_raises(workspace: Workspace) -> None:

@@ -160,17 +160,19 @@ function __ckpt_allow
 end
 
 # Look at an effect: 0 it is in place, 1 it is not, else that could not be told (as of test, grep and cmp). The output is
-# read, then shown: an "echo" into a full or closed stream must not fail the look. Its end says that it was one.
+# captured, then shown: an "echo" into a full or closed stream must not fail the look. Only the line with our own mark is
+# an answer, wherever it stands: in fish, the output of a builtin can overtake that of a program before it.
 function __ckpt_look
+    set -l __ckpt_mark __ckpt_answer_(random)_$fish_pid
     set -l said (
         begin
             eval $argv
-            builtin printf '\n%s\n' "__ckpt_answer $status"
+            builtin printf '\n%s\n' "$__ckpt_mark $status"
         end 2>&1 </dev/null
     )
-    set -l answer (string match -r '^__ckpt_answer ([01])$' -- "$said[-1]")
-    set -l shown $said[1..-2]
-    test (count $shown) -gt 0; and test "$shown" != ''; and builtin printf '%s\n' $shown >&2
+    set -l answer (string match -r "^$__ckpt_mark ([01])\$" -- $said)
+    set -l shown (string match -v "$__ckpt_mark *" -- $said | string match -v "")
+    set -q shown[1]; and builtin printf '%s\n' $shown >&2
     test (count $answer) -eq 2; and return $answer[2]
     return 2
 end
