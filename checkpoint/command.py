@@ -89,8 +89,8 @@ def run_step(run: Workflow, name: str, command: Command, *, once: bool = False, 
         return Ran(0, run, done, skipped=f"already {done.status}")
     once = once or (step is not None and step.once)
     check(command, once=once)
-    begun = step is not None and step.status is StepStatus.BEGUN and (step.process is None or name in run.in_doubt)
-    if command.verify is not None and begun:
+    if command.verify is not None and step is not None and step.status is StepStatus.BEGUN:
+        run.ensure_free(name)
         in_place = _look(run, name, command).in_place
         if in_place is None:
             raise InDoubt(

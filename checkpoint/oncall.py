@@ -137,7 +137,8 @@ def _change(verb: str, options: argparse.Namespace, place: str, environ: Mapping
         store, _, id = id.rpartition("/")  # as `incidents` names one of several stores
     settled: list[str] = []
     if verb in ("ack", "unquiet"):
-        settled = _settle(id, [store] if store else stores_of(options, environ), None if verb == "unquiet" else by, reason)
+        places = [store] if store else stores_of(options, environ)
+        settled = _settle(id, places, by if verb == "ack" else None, reason)
     if settled and not isfile(join(place, "state.json")):
         return
     if not isdir(place):

@@ -25,16 +25,20 @@ Tree = Mapping[str, bytes | None]
 
 _ROOT = 0
 _QUOTED = re.compile(r'^\d+<[^>]*>, "((?:[^"\\]|\\.)*)", \d+(?:, (\d+))?$', re.DOTALL)
-_NAMES = "openat mkdir mkdirat write pwrite64 rename renameat renameat2 unlink unlinkat fsync fdatasync"
+_NAMES = "openat mkdir mkdirat write pwrite64 rename renameat renameat2 unlink unlinkat fsync fdatasync ftruncate"
 _CHANGING = frozenset(_NAMES.split())
-_BEYOND = frozenset({"open", "link", "linkat", "ftruncate"})
+_BEYOND = frozenset({"open", "link", "linkat"})
 
 
 @dataclass
 class File:
-    """``versions``: what it held as of the last fsync, and after each change of its data since."""
+    """``versions``: what it held as of the last fsync, and after each change of its data since.
+
+    ``is_mark``: it is read by comparing all of it (the lock of a claim), so that any part of it is as good as nothing.
+    """
 
     versions: list[bytes] = field(default_factory=lambda: [b""])
+    is_mark: bool = False
 
     @property
     def data(self) -> bytes:
@@ -42,6 +46,8 @@ class File:
 
     def remains(self) -> list[bytes]:
         """Whatever may be read of it after a power cut."""
+        if self.is_mark:
+            return list(dict.fromkeys([self.data, b""]))
         found = list(self.versions)
         for old, new in itertools.pairwise(self.versions):
             half = max(len(new), len(old)) // 2
@@ -97,6 +103,8 @@ class Disk:
             self._change((*self._place(call.path), None))
         elif call.name in ("fsync", "fdatasync"):
             self._sync(self._lookup(call.path))
+        elif call.name == "ftruncate":
+            return self._truncate(call)
         else:
             self._write(call)
         return True
@@ -164,7 +172,7 @@ class Disk:
         inode = self._find(call.path)
         if inode is None:
             inode = self._inode()
-            self.files[inode] = File()
+            self.files[inode] = File(is_mark=call.path.endswith(".owner"))
             self._change((*self._place(call.path), inode))
             return True
         if "O_TRUNC" in call.arguments and self.files[inode].data:
@@ -185,6 +193,14 @@ class Disk:
         file = self.files[self._lookup(call.path)]
         before = file.data.ljust(offset, b"\0")
         file.versions.append(before[:offset] + data + before[offset + len(data) :])
+
+    def _truncate(self, call: Call) -> bool:
+        length = int(call.arguments.rpartition(", ")[2])
+        file = self.files[self._lookup(call.path)]
+        if len(file.data) == length:
+            return False
+        file.versions.append(file.data[:length].ljust(length, b"\0"))
+        return True
 
     def _sync(self, inode: int) -> None:
         if inode in self.files:

@@ -164,11 +164,12 @@ class Actor:
                     answer = {"error": error.name, "exit": error.exit_code} | ({"busy": True} if busy else {})
                 except BaseException as error:
                     answer = {"error": "bug: " + repr(error)}
-                signal.alarm(0)
                 calls, CALLS = CALLS, None
                 # What an error's traceback holds is a descriptor of the store, perhaps.
                 gc.collect()
+                # More than the pipe holds is read by no one: the alarm ends that, too.
                 os.write(answer_in, json.dumps({"answer": answer, "calls": calls}).encode())
+                signal.alarm(0)
         os.close(orders_out)
         os.close(answer_in)
         self.wait()
@@ -708,8 +709,13 @@ def _unlink(self):
 LockFile.close = _unlink
 """
 READ_OUTSIDE_THE_LOCK = """
-_read = file.FileStore._read
-file.FileStore._read = lambda self, *what: self._last or _read(self, *what)
+_read = file.FileStore._read_dated
+def _stale(self, *what):
+    last = self._last
+    found = _read(self, *what)
+    self._last = last or found[0]
+    return self._last, found[1]
+file.FileStore._read_dated = _stale
 """
 DELETED_UNSEEN = """
 model.check_deletable = lambda checkpoint: None

@@ -311,3 +311,13 @@ def test_verify_and_list_pass_over_them(workspace: Workspace) -> None:
     put(workspace.store / "Deploy.json", "x")
     assert workspace.tool("verify").code == 12, "a record that was renamed is none of them"
     assert workspace.selfcheck().code == CRITICAL
+
+
+def test_a_run_that_ended_and_was_pruned_between_two_checks_has_not_vanished(workspace: Workspace) -> None:
+    start(workspace, age_s=HOUR)
+    assert check(workspace).code == WARNING
+    assert workspace.tool("complete", "deploy", "--force", "--reason", "done by hand").code == 0
+    assert workspace.tool("prune", "--keep", "0", "--apply").code == 0
+    assert workspace.tool("list", "--finished").out == ""
+    assert check(workspace).code == OK
+    assert told(workspace)[-1] == ("resolved", "deploy", "slow")

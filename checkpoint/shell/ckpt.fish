@@ -159,20 +159,25 @@ function __ckpt_allow
     set -g __ckpt_refused $kept
 end
 
-# Look at an effect: 0 it is in place, 1 it is not, else that could not be told (as of test, grep and cmp). The output is
-# captured, then shown: an "echo" into a full or closed stream must not fail the look. Only the line with our own mark is
-# an answer, wherever it stands: in fish, the output of a builtin can overtake that of a program before it.
+# Look at an effect: 0 it is in place, 1 it is not, else that could not be told (as of test, grep and cmp). Its output goes
+# through a pipe: an "echo" into a full or closed stream must not fail the look. What fish says of a command that does not
+# exist is kept back: where it cannot be written, fish 3.6 stops for ever.
 function __ckpt_look
-    set -l __ckpt_mark __ckpt_answer_(random)_$fish_pid
-    set -l said (
-        begin
-            eval $argv
-            builtin printf '\n%s\n' "$__ckpt_mark $status"
-        end 2>&1 </dev/null
-    )
-    set -l answer (string match -r "^$__ckpt_mark ([01])\$" -- $said)
-    set -l shown (string match -v "$__ckpt_mark *" -- $said | string match -v "")
-    set -q shown[1]; and builtin printf '%s\n' $shown >&2
-    test (count $answer) -eq 2; and return $answer[2]
+    functions -q fish_command_not_found; and functions -c fish_command_not_found __ckpt_not_found
+    function fish_command_not_found
+    end
+    set -g __ckpt_seen 2
+    begin
+        eval $argv
+        set -g __ckpt_seen $status
+    end 2>&1 </dev/null | begin
+        builtin read -z -l said
+        builtin printf %s $said >&2
+    end
+    functions -e fish_command_not_found
+    functions -q __ckpt_not_found; and functions -c __ckpt_not_found fish_command_not_found
+    functions -e __ckpt_not_found
+    test "$__ckpt_seen" -le 1; and return $__ckpt_seen
+    test "$__ckpt_seen" -eq 127; and builtin echo "--verify: there is no such command: $argv" >&2
     return 2
 end

@@ -302,14 +302,15 @@ class Folder:
         return fd, status
 
 
-OPEN, KEPT, OVER = "open", "kept", "over"
+OPEN, KEPT, OVER, GONE = "open", "kept", "over", "gone"
 
 
 class Memory(NamedTuple):
     """The last acknowledged record of an id, as its lock file remembers it.
 
     ``run``: the run id without its label. ``state``: OPEN, the record stands among the unfinished ones; KEPT, its
-    receipt stands below ``done``; OVER, nothing has to be there. ``changed_ns``: ctime of the record's file.
+    receipt stands below ``done``; OVER, it ended in order and nothing has to be there; GONE, a person gave its record up.
+    ``changed_ns``: ctime of the record's file.
     """
 
     run: str
@@ -317,6 +318,11 @@ class Memory(NamedTuple):
     token: int
     state: str
     changed_ns: int
+
+    @property
+    def wants_nothing(self) -> bool:
+        """Whether the store is whole without a record of this run."""
+        return self.state in (OVER, GONE)
 
     def is_after(self, run: str, revision: int, token: int) -> bool:
         """Whether this was acknowledged later than that record was written."""
@@ -440,7 +446,7 @@ def peek(locks: Folder, id: str) -> Noted:
 
 # The first line is all that version 0.1.0 wrote.
 _LOCK_LINE = re.compile(rb"(\d{20}) (\d{10})\n")
-_MEMORY_LINE = re.compile(rb"([0-9a-f-]{36}) (\d{20}) (\d{20}) (open|kept|over) (\d{20}) ([0-9a-f]{8})\n")
+_MEMORY_LINE = re.compile(rb"([0-9a-f-]{36}) (\d{20}) (\d{20}) (open|kept|over|gone) (\d{20}) ([0-9a-f]{8})\n")
 _LOCK_SIZE = 256
 _LARGEST_TOKEN = (1 << 63) - 1
 _NOTHING_NOTED = Noted(0, 0, None)
@@ -487,7 +493,6 @@ class ClaimLock:
             if not is_safe or not _try_flock(fd, fcntl.LOCK_EX):
                 os.close(fd)
                 return None
-            os.ftruncate(fd, 0)
             os.pwrite(fd, text, 0)
         except BaseException:
             os.close(fd)

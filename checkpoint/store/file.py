@@ -36,7 +36,7 @@ from checkpoint._load import load
 from checkpoint.errors import AlreadyExists, CheckpointError, Damaged, Locked, NotFound, StoreUnavailable
 from checkpoint.model import ID, RUN_ID, Checkpoint
 from checkpoint.store import DEFAULT_STORE, Attestation, Change, Entry, MadeStore, changed_meanwhile, checked, utc_now
-from checkpoint.store.disk import KEPT, OPEN, OVER, ClaimLock, Folder, LockFile, Memory, Noted, is_local, peek
+from checkpoint.store.disk import GONE, KEPT, OPEN, OVER, ClaimLock, Folder, LockFile, Memory, Noted, is_local, peek
 
 _R = TypeVar("_R")
 
@@ -100,7 +100,13 @@ def _is_absent(error: OSError) -> bool:
 
 
 def _claim_text(checkpoint: Checkpoint) -> bytes:
-    return f"{checkpoint.token} {checkpoint.run_id}\n".encode()
+    # Always as long: it is written over that of the claim before, which is not taken away first.
+    return f"{checkpoint.run_id} {checkpoint.token:020}\n".encode()
+
+
+def _is_over(memory: Memory | None, run_id: str) -> bool:
+    """Whether the run ended in order, by the memory of its lock file, though no record of it stands any more (prune)."""
+    return memory is not None and memory.run == model.bare(run_id) and memory.state == OVER
 
 
 class _Spot(NamedTuple):
@@ -247,7 +253,7 @@ class FileStore:
                     model.check_deletable(checkpoint)
                     self._check_held(spot)
                     # Durable first: a lock file that still wants the receipt would call it vanished.
-                    self._expect_nothing(spot, model.bare(run_id))
+                    self._expect_nothing(spot, OVER, model.bare(run_id))
                     spot.place.remove(spot.file)
                     if spot.at_top:
                         self._unmark(spot.locks, spot.id)
@@ -275,7 +281,7 @@ class FileStore:
                 if reseal is None or found is None:
                     spot.lock.write(last, durable=True)
                     if spot.at_top or spot.file == spot.id + _SUFFIX:
-                        self._expect_nothing(spot, None)
+                        self._expect_nothing(spot, GONE)
                     spot.place.move(spot.file, quarantine, set_aside)
                     if spot.at_top:
                         self._unmark(spot.locks, spot.id)
@@ -397,7 +403,11 @@ class FileStore:
         with self._errors():
             folder = self._folder()
             done = self._done(folder)
-            return [self._is_known(folder, done, id, run_id) for id, run_id in runs]
+            locks = _child_if_safe(folder, ".locks")
+            return [
+                self._is_known(folder, done, id, run_id) or (locks is not None and _is_over(peek(locks, id).memory, run_id))
+                for id, run_id in runs
+            ]
 
     def leftovers(self) -> list[str]:
         with self._errors():
@@ -596,7 +606,7 @@ class FileStore:
     def _refuse_lost(self, id: str, noted: Noted | None) -> None:
         """Raises StoreUnavailable where this object has answered for a record of ``id`` that must still be there."""
         own = self._acknowledged.get(id)
-        if own is None or own.state == OVER:
+        if own is None or own.wants_nothing:
             return
         memory = noted.memory if noted is not None else None
         if memory is None or own.is_after(memory.run, memory.revision, memory.token):
@@ -663,14 +673,14 @@ class FileStore:
         if len(self._acknowledged) > _MOST_REMEMBERED:
             del self._acknowledged[next(iter(self._acknowledged))]
 
-    def _expect_nothing(self, spot: _Spot, run: str | None) -> None:
+    def _expect_nothing(self, spot: _Spot, state: str, run: str | None = None) -> None:
         """Note, durable, that the record or receipt of this id (of ``run``, if given) is meant to be gone."""
         memory = spot.noted.memory
-        if memory is None or memory.state == OVER or run not in (None, memory.run):
+        if memory is None or memory.wants_nothing or run not in (None, memory.run):
             return
         if spot.at_top and memory.state == KEPT:
             return  # what goes is an old file that came back, and the receipt stays
-        memory = memory._replace(state=OVER)
+        memory = memory._replace(state=state)
         spot.lock.write(spot.noted.token, memory, durable=True)
         self._own(spot.id, memory)
 
@@ -697,7 +707,7 @@ class FileStore:
             noted = lock.read()
             if self._vanished(folder, self._done(folder), id, noted.memory) is None:
                 return None
-            self._expect_nothing(_Spot(folder, locks, lock, noted, locks, f"{id}.lock", id), None)
+            self._expect_nothing(_Spot(folder, locks, lock, noted, locks, f"{id}.lock", id), GONE)
             self._unmark(locks, id)
             return f".locks/{id}.lock"
 
@@ -709,7 +719,7 @@ class FileStore:
     def _vanished(self, folder: Folder, done: Folder | None, id: str, memory: Memory | None) -> Damaged | None:
         """The error of an id whose lock file remembers a record or receipt that is not there."""
         file = id + _SUFFIX
-        if memory is None or memory.state == OVER or folder.has(file):
+        if memory is None or memory.wants_nothing or folder.has(file):
             return None
         if done is not None and (done.has(file) or done.changed(f"{id}/{memory.run}{_SUFFIX}")):
             return None
@@ -724,7 +734,7 @@ class FileStore:
     def _vanished_now(self, folder: Folder, locks: Folder, id: str) -> Damaged | None:
         """The same without the lock: a run that ends or begins while we look has not vanished."""
         memory = peek(locks, id).memory
-        if memory is None or memory.state == OVER:
+        if memory is None or memory.wants_nothing:
             return None
         found = self._vanished(folder, self._done(folder), id, memory)
         return found if found is not None and peek(locks, id).memory == memory else None
