@@ -19,7 +19,9 @@ def find(name: str) -> str | None:
     """The absolute path of a program, or None: sought in the absolute directories of PATH."""
     known = _SENDMAIL if name == "sendmail" else ()
     places = (*known, *(os.path.join(directory, name) for directory in _directories()))
-    return next((place for place in places if os.path.isfile(place) and os.access(place, os.X_OK)), None)
+    # By the rights with which it will be started: by the real user's alone, another program of that name may be taken.
+    can = (place for place in places if os.path.isfile(place) and os.access(place, os.X_OK, effective_ids=True))
+    return next(can, None)
 
 
 def environ() -> dict[str, str]:

@@ -21,7 +21,8 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
@@ -64,6 +65,12 @@ def living(mark: str) -> dict[int, list[str]]:
             except OSError:
                 continue  # ended, or another user's
     return found
+
+
+def signal_all(pids: Iterable[int], number: int) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def is_tool(argv: list[str]) -> bool:
@@ -278,15 +285,16 @@ class Example:
         if not self.workspace.store.exists():
             return
         copy = self.workspace.path / "kept" / str(len(self.kept))
-        for path in [self.workspace.store, *self.workspace.store.rglob("*")]:
-            place = copy / path.relative_to(self.workspace.store)
-            try:
-                if path.is_dir():
-                    place.mkdir(mode=0o700, parents=True)
-                else:
-                    shutil.copy2(path, place)
-            except FileNotFoundError:
-                continue  # somebody is still at work, and has renamed it
+        # Who is still at work stands still: a record copied before a write and its lock file copied after it are a state
+        # that no kill leaves.
+        stopped: set[int] = set()
+        while more := living(self.mark).keys() - stopped:
+            stopped |= more
+            signal_all(more, signal.SIGSTOP)
+        try:
+            shutil.copytree(self.workspace.store, copy)
+        finally:
+            signal_all(stopped, signal.SIGCONT)
         self.kept.append(copy)
 
     def kill(self, times: int) -> None:

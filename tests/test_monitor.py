@@ -90,9 +90,9 @@ def test_the_reason_is_part_of_the_finding(make: Callable[[], Checkpoint], state
 
 
 @pytest.mark.parametrize("kind", sorted(DAMAGE_KINDS))
-def test_damage_is_critical_and_a_date_without_zone_is_a_matter_of_clocks(kind: str) -> None:
+def test_damage_is_critical_and_named_for_what_it_is(kind: str) -> None:
     finding = monitor.judge_error("deploy", Damaged("the words", kind=kind), STORE)
-    assert finding.reason is (Reason.CLOCK if kind == "date" else Reason.DAMAGED)
+    assert finding.reason is {"date": Reason.CLOCK, "vanished": Reason.VANISHED}.get(kind, Reason.DAMAGED)
     assert (finding.store, finding.id, finding.detail) == (STORE, "deploy", "the words")
     assert finding.severity is Severity.CRITICAL
 

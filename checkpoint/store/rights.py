@@ -5,7 +5,6 @@ can neither change nor read, and the user's own self-check fails from then on. L
 import errno
 import os
 import shlex
-import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from glob import escape as glob_escape
@@ -13,6 +12,7 @@ from glob import glob
 from itertools import islice
 from pwd import getpwuid
 
+from checkpoint import programs
 from checkpoint.errors import StoreUnavailable
 
 _PARTS = ("memory/checkpoints", "memory", ".")
@@ -38,7 +38,8 @@ def sudo_name(uid: int) -> str:
 
 def as_user(user: str, argv: Sequence[str]) -> str:
     """The command line that runs ``argv`` as that user."""
-    become = ["sudo", "-u", user] if shutil.which("sudo") or not shutil.which("runuser") else ["runuser", "-u", user, "--"]
+    without_sudo = programs.find("sudo") is None and programs.find("runuser") is not None
+    become = ["runuser", "-u", user, "--"] if without_sudo else ["sudo", "-u", user]
     return shlex.join([*become, *argv])
 
 
