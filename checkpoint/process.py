@@ -488,12 +488,12 @@ def _boot_id() -> str | None:
 
 
 def _boot_began() -> float | None:
-    """When this boot began, in seconds since 1970 as the clock stands now; None where that cannot be told."""
+    """When this boot began, in seconds since 1970 as the clock stands now (proc_uptime(5)); None where that is not known."""
     if _time_namespace() not in (None, _FIRST_TIME_NAMESPACE):
         return None
     try:
-        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-    except (OSError, AttributeError):
+        return time.time() - float(_read("/proc/uptime").split()[0])
+    except (IndexError, ValueError):
         return None
 
 

@@ -496,10 +496,11 @@ def _refuse_as_another(place: str, scheduler: Scheduler) -> None:
             hint="checkpoint-tool schedule list",
             as_user=sudo_name(uid),
         )
-    if os.geteuid() == 0 and not load("checkpoint.scheduler:runs_as")(uid, sys.executable):
+    python = programs.python()[0]
+    if os.geteuid() == 0 and not load("checkpoint.scheduler:runs_as")(uid, python):
         raise SchedulerUnavailable(
-            f"{owner} cannot run checkpoint-tool by {sys.executable}: install it where {owner} can",
-            hint=as_user(sudo_name(uid), [sys.executable, "-P", "-m", "checkpoint", "--version"]),
+            f"{owner} cannot run checkpoint-tool by {python}: install it where {owner} can",
+            hint=as_user(sudo_name(uid), [python, "-P", "-m", "checkpoint", "--version"]),
         )
 
 

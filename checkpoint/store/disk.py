@@ -28,9 +28,9 @@ TEMPORARY = re.compile(r"\.([a-z0-9][a-z0-9_-]*)\.[0-9a-f]{12}\.tmp")
 
 class Folder:
     """An open folder that is ours alone; for root also that of another user, to be read. Closed by ``close`` or when it is
-    collected. ``owner``: the uid."""
+    collected. ``owner``: the uid. ``within``: the uid of the folder that it is a part of."""
 
-    def __init__(self, fd: int, path: str) -> None:
+    def __init__(self, fd: int, path: str, within: int | None = None) -> None:
         self.fd = fd
         self.path = path
         self._synced: set[str] = set()
@@ -39,6 +39,10 @@ class Folder:
         if os.geteuid() not in (self.owner, 0):
             self.close()
             self.ensure_ours()
+        if within not in (None, self.owner):
+            # Whoever owns a part of it could plant receipts there: a key would count as used.
+            self.close()
+            raise load("checkpoint.store.rights:mixed")(path, self.owner)
         if status.st_mode & 0o022:
             self.close()
             raise StoreUnavailable(
@@ -96,7 +100,7 @@ class Folder:
                 _flush(self.fd)
                 self._synced.add(name)
         try:
-            return Folder(os.open(name, _FOLDER, dir_fd=self.fd), path)
+            return Folder(os.open(name, _FOLDER, dir_fd=self.fd), path, within=self.owner)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
                 raise StoreUnavailable(

@@ -31,6 +31,14 @@ def refusal(path: str, uid: int) -> StoreUnavailable:
     )
 
 
+def mixed(path: str, uid: int) -> StoreUnavailable:
+    """For a folder of a store, ``path``, that belongs to ``uid``, while the store belongs to another user."""
+    return StoreUnavailable(
+        f"{path} belongs to {name_of(uid)}, and the store around it to another user: nothing in it can be trusted",
+        hint=f"ls -ld {shlex.quote(path)}",
+    )
+
+
 def sudo_name(uid: int) -> str:
     """As sudo takes it."""
     return name_of(uid) if name_of(uid) != str(uid) else f"#{uid}"
