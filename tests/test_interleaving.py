@@ -713,8 +713,10 @@ _read = file.FileStore._read_dated
 def _stale(self, *what):
     last = self._last
     found = _read(self, *what)
-    self._last = last or found[0]
-    return self._last, found[1]
+    if last is None or sys._getframe(1).f_code.co_name != "update":
+        return found
+    self._last = last
+    return last, found[1]
 file.FileStore._read_dated = _stale
 """
 DELETED_UNSEEN = """
@@ -736,7 +738,8 @@ model.claim = _again
         (NO_LOCK, "owner dead", "resume", "resume", "two owners under token 2"),
         (NO_LOCK, "no store", "start", "start", "no order gives"),
         (LOCK_FILE_UNLINKED, "held by both", "note", "note", "the last one known is 0"),
-        (READ_OUTSIDE_THE_LOCK, "held by both", "note", "update", "update was acknowledged to B, and is lost"),
+        # The lock file remembers what was acknowledged: it is not lost, and A is told of damage that no order has.
+        (READ_OUTSIDE_THE_LOCK, "held by both", "note", "update", "no order gives {'error': 'Damaged', 'exit': 12}"),
         (DELETED_UNSEEN, "finished", "prune", "pin", "pin was acknowledged to B, and is lost"),
         (CLAIMED_TWICE, "owner dead", "steal", "resume", "two owners under token 1"),
     ],
