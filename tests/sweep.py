@@ -116,18 +116,18 @@ def run(argv: Sequence[str], cwd: Path, *, compile: bool = False) -> Ended:
     return _run(argv, cwd, environ(compile=compile))
 
 
-def record(argv: Sequence[str], cwd: Path, *, children: bool = True) -> tuple[Ended, list[Call]]:
-    """Run to the end; all calls of the names above, in order. ``children``: theirs too."""
-    return _traced([], sorted(NAMES), argv, cwd, children=children)
+def record(argv: Sequence[str], cwd: Path, *, forks: bool = True) -> tuple[Ended, list[Call]]:
+    """Run to the end; all calls of the names above, in order. ``forks``: it may fork; else it finds that it cannot."""
+    return _traced([], sorted(NAMES), argv, cwd, forks=forks)
 
 
-def killed_at(call: Call, argv: Sequence[str], cwd: Path, *, children: bool = True) -> Ended:
+def killed_at(call: Call, argv: Sequence[str], cwd: Path, *, forks: bool = True) -> Ended:
     """The same, killed as it enters ``call``. Not with --seccomp-bpf: there strace 6 drops the signal."""
     at = f"inject={call.name}:signal=SIGKILL:when={call.nth}"
-    ended, calls = _traced(["-e", at], [call.name], argv, cwd, children=children)
+    ended, calls = _traced(["-e", at], [call.name], argv, cwd, forks=forks)
     assert ended.killed, f"{call} was not hit: {ended}"
     _check_hit(call, calls)
-    assert len(calls) == call.nth
+    assert len(calls) == call.nth, f"{call} was not the last: {[str(one) for one in calls[call.nth - 1 :]]}"
     return ended
 
 
@@ -139,14 +139,18 @@ def failed_at(call: Call, error: str, argv: Sequence[str], cwd: Path) -> Ended:
     return ended
 
 
+_FORKS = ("clone", "fork", "vfork")
+
+
 def _traced(
-    options: Sequence[str], names: Sequence[str], argv: Sequence[str], cwd: Path, *, children: bool = True
+    options: Sequence[str], names: Sequence[str], argv: Sequence[str], cwd: Path, *, forks: bool = True
 ) -> tuple[Ended, list[Call]]:
     log = cwd.parent / f"{cwd.name}.strace"
-    trace = "trace=" + ",".join(f"?{name}" for name in names)
+    trace = "trace=" + ",".join(f"?{name}" for name in [*names, *([] if forks else _FORKS)])
     # Whole strings: a path that is cut short would not be recognised. Descriptors come with the path behind them.
-    # strace counts for each process: a child would be killed at its own call of that number.
-    command = [word for word in tracer() if children or word != "-f"]
+    # strace counts for each process and thread: another one would be killed at its own call of that number.
+    alone = [word for word in tracer() if word != "-f"] + ["-e", f"inject={','.join(_FORKS)}:error=EAGAIN"]
+    command = tracer() if forks else alone
     ended = _run([*command, "-y", "-s", "4096", "-e", trace, *options, "-o", str(log), *argv], cwd, environ())
     counts: Counter[str] = Counter()
     calls = []
@@ -155,6 +159,8 @@ def _traced(
         if match is None:
             continue
         name, arguments, result, _ = match.groups()
+        if name not in names:
+            continue  # one that was refused
         counts[name] += 1
         number = int(result, 0) if result != "?" else None
         calls.append(Call(name, counts[name], arguments, number, _paths(name, arguments, cwd)))
