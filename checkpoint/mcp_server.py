@@ -255,7 +255,8 @@ class Heartbeat(OnRun):
 
 class Overview(Arguments):
     """What is unfinished, oldest first: each with its steps, `next`, `in_doubt`, and who holds it (`lease`, `owner_state`:
-    alive and unknown are taken, the others free). A file that is damaged stands there with an `error`. Changes nothing."""
+    alive and unknown are taken, the others free); and each scheduled command whose last run failed. A file that is damaged
+    stands there with an `error`. Changes nothing."""
 
     hints = {"read_only_hint": True, "destructive_hint": False, "idempotent_hint": True}
 
@@ -268,7 +269,8 @@ class Overview(Arguments):
 
     def call(self, session: "Session") -> dict[str, Any]:
         try:
-            found = list(session.open().list(finished=self.finished, status=self.status, workflow=self.workflow))
+            every = session.open().list(finished=self.finished, status=self.status, workflow=self.workflow, failing=True)
+            found = list(every)
         except NotFound:
             found = []  # nothing is unfinished where nothing has begun
         shown = found[-self.limit :] if self.finished else found[: self.limit]

@@ -1538,7 +1538,8 @@ def test_a_directory_as_a_file_address(workspace: Workspace, form: str) -> None:
     assert (place / "deploy.json").is_file()
     ok(workspace, "list", env={"CHECKPOINT_STORE": address})
     assert workspace.selfcheck("--store", address).code == 0
-    assert f"CHECKPOINT_RUN_STORE={place}\n" in ok(workspace, "resume", "--format", "env", "--store", address).out.replace("'", "")
+    resumed = ok(workspace, "resume", "--format", "env", "--store", address).out
+    assert f"CHECKPOINT_RUN_STORE={place}\n" in resumed.replace("'", "")
     shown = ok(workspace, "run", "deploy", "a", "--store", address, "--", "sh", "-c", "echo $CHECKPOINT_RUN_STORE").out
     assert shown == f"{place}\n"
     assert sorted(workspace.path.glob("*")) == [place], "and nothing else is made"

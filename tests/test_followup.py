@@ -653,7 +653,8 @@ def receiver() -> Iterator[receivers.Web]:
 @pytest.mark.proof("kill")
 def test_killed_at_any_call_no_notice_is_lost_or_doubled(tmp_path: Path, receiver: receivers.Web) -> None:
     """The check that tells of an incident, killed before each of its calls on its files and on the network; then one that
-    is not. It cannot fork, so that what its children would do is done, and killed, in one process. The log holds the notice once; the receiver, going by its key, too."""
+    is not. It cannot fork: what its children would do is done, and killed, in one process. The log holds the notice once;
+    the receiver, going by its key, too."""
     place, template = tmp_path / "run", tmp_path / "template"
     template.mkdir()
     store = template / "memory" / "checkpoints"

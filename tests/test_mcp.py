@@ -375,6 +375,42 @@ async def test_calls_that_overlap_lose_nothing(workspace: Workspace) -> None:
 
 
 @scenario
+async def test_of_calls_at_once_one_begins_a_step(workspace: Workspace) -> None:
+    async with serving(workspace) as server:
+        begun = await asyncio.gather(*(server("start", workflow="import", steps=["load"], key="a") for _ in range(3)))
+        assert sorted(one["created"] for one in begun) == [False, False, True]
+        id = begun[0]["id"]
+        calls = await asyncio.gather(*(server.raw("update", id=id, begin=["load"]) for _ in range(4)))
+        refused = [call.structured_content["error"]["name"] for call in calls if call.is_error]  # type: ignore[index]
+        assert refused == ["Locked"] * 3
+        assert (await server("update", id=id, complete=["load"]))["steps"][0]["attempts"] == 1
+        assert (await server("complete", id=id))["status"] == "completed"
+
+
+@scenario
+async def test_what_a_killed_server_began_once_is_in_doubt(workspace: Workspace) -> None:
+    async with serving(workspace, owner="agent") as server:
+        await server("start", workflow="deploy", steps=[{"name": "pay", "once": True}])
+        await server("update", id="deploy", begin=["pay"])
+        os.kill(server.pid, signal.SIGKILL)
+    async with serving(workspace, owner="agent") as server:
+        await server("resume", id="deploy")
+        error = await server.refused("update", id="deploy", begin=["pay"])
+        assert (error["code"], error["name"]) == (20, "InDoubt")
+
+
+@scenario
+async def test_a_command_that_failed_stays_in_the_list(workspace: Workspace) -> None:
+    assert workspace.tool("exec", "nightly", "--", "false").code == 1
+    async with serving(workspace) as server:
+        listed = await server("list")
+        assert listed["checkpoints"] == workspace.tool("list", "--json").lines
+        assert [(one["id"], one["status"]) for one in listed["checkpoints"]] == [("nightly", "failed")]
+        assert workspace.tool("exec", "nightly", "--", "true").code == 0
+        assert await server("list") == {"checkpoints": [], "more": 0}
+
+
+@scenario
 async def test_a_lock_that_is_waited_for_stops_no_other_call(workspace: Workspace) -> None:
     async with serving(workspace) as server:
         await server("start", workflow="deploy", steps=["a"])
