@@ -21,8 +21,8 @@ from checkpoint.model import RECORD_LIMIT
 PROGRAM = "checkpoint-tool"
 
 SHELLS = {
-    "bash": ("ckpt.sh", "session.bash", "found.sh"),
-    "zsh": ("ckpt.sh", "session.zsh", "found.sh"),
+    "bash": ("ckpt.sh", "session.bash", "session.sh", "found.sh"),
+    "zsh": ("ckpt.sh", "session.zsh", "session.sh", "found.sh"),
     "sh": ("ckpt.sh", "found.sh"),
     "fish": ("ckpt.fish",),
 }
