@@ -76,6 +76,8 @@ METHODS = {
     "stores of inner scripts": ["tests/test_shell.py", "-k", "store_it_has_alone and (bash or dash)"],
     "refused steps": ["tests/test_shell.py", "-k", "what_was_refused and bash"],
     "incidents": ["tests/test_followup.py", "-k", "said_once or channel_that_fails or three_days"],
+    "last runs": ["tests/test_last_run.py", "-k", "every_night or older_run or loop"],
+    "runs that are missed": ["tests/test_vanished.py", "-k", "until_it_is_forgotten or pruned_between or hangs"],
 }
 
 
@@ -444,7 +446,7 @@ MUTANTS = {
         "a record that vanished is no reason to begin anew",
         "put back",
         FILE,
-        "        if memory is None or memory.state == OVER or folder.has(file):\n",
+        "        if memory is None or memory.wants_nothing or folder.has(file):\n",
         "        if memory is None or memory is not None:\n",
     ),
     "a moved store is written to": Mutant(
@@ -701,6 +703,48 @@ MUTANTS = {
         FOLLOWUP,
         "                    ledger = incident.delivered(ledger, notice.id, channel.name)\n",
         "                    pass\n",
+    ),
+    "a job that fails every night is fine": Mutant(
+        "the last run that went wrong stays in sight",
+        "last runs",
+        MODEL,
+        """    if not ended.invoked or ended.status is Status.CANCELLED:
+        return mark
+""",
+        """    if True:
+        return None
+""",
+    ),
+    "an old run that ends well clears a newer failure": Mutant(
+        "the last run that went wrong stays in sight",
+        "last runs",
+        MODEL,
+        "return mark if mark is not None and not _began_after(ended, mark, now) else None",
+        "return None",
+    ),
+    "a loop is not counted": Mutant(
+        "looping: begun under three claims", "last runs", "checkpoint/monitor.py", "LOOP = 3\n", "LOOP = 300\n"
+    ),
+    "a run that vanished is resolved": Mutant(
+        "vanished: until a person forgets it",
+        "runs that are missed",
+        FILE,
+        "                self._is_known(folder, done, id, run_id) or ",
+        "                True or ",
+    ),
+    "a run that was pruned has vanished": Mutant(
+        "vanished: not what ended in order",
+        "runs that are missed",
+        FILE,
+        "memory.run == model.bare(run_id) and memory.state == OVER\n",
+        "False\n",
+    ),
+    "a store that hangs is waited for": Mutant(
+        "each store has a limit",
+        "runs that are missed",
+        "checkpoint/apart.py",
+        "silent = fd not in ready and time.monotonic() >= child.heard + limit_s",
+        "silent = False",
     ),
     "a notice that was refused is forgotten": Mutant(
         "outbox: tried again by channel",
