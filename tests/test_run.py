@@ -1233,7 +1233,8 @@ def test_once_and_killed_with_the_tool_is_in_doubt(workspace: Workspace, begin: 
     os.killpg(pid(workspace), signal.SIGKILL)
     running.wait()
     until(lambda: ended(pid(workspace)))
-    assert in_doubt(workspace)
+    # Its guard may live a moment longer, and counts as at work until then.
+    until(lambda: in_doubt(workspace))
     refused(run(workspace, "a", *sh("touch ran")), 20)
 
 

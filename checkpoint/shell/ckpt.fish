@@ -163,7 +163,11 @@ end
 # through a pipe: an "echo" into a full or closed stream must not fail the look. What fish says of a command that does not
 # exist is kept back: where it cannot be written, fish 3.6 stops for ever.
 function __ckpt_look
+    # Without a path, or fish would load its own here, and that one calls "type", perhaps an alias of the script.
+    set -l __ckpt_path $fish_function_path
+    set -g fish_function_path
     functions -q fish_command_not_found; and functions -c fish_command_not_found __ckpt_not_found
+    set -g fish_function_path $__ckpt_path
     function fish_command_not_found
     end
     set -g __ckpt_seen 2
