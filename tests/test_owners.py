@@ -250,7 +250,7 @@ def test_what_a_command_left_behind_is_found_where_run_and_its_guard_are_killed(
     children = [int(pid) for pid in Path(f"/proc/{command}/task/{command}/children").read_text().split()]
     guards = [int(pid) for pid in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split() if int(pid) != command]
     try:
-        for pid in (run.pid, *guards, command):
+        for pid in (*guards, run.pid, command):  # the guard first: it would end them all when `run` ends
             os.kill(pid, signal.SIGKILL)
         run.wait()
         wait_for(lambda: "Z" in Path(f"/proc/{command}/stat").read_text() if Path(f"/proc/{command}").exists() else True)
