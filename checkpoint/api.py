@@ -872,6 +872,21 @@ class Checkpoints:
         if not found.unfinished:
             self.store.archive(id, found.run_id)
 
+    def close_interrupted(self, workflow: str) -> int:
+        """End the runs of ``exec`` of this workflow whose process is gone; not those with a key, which are tried again.
+
+        Returns how many. Raises NotFound (no store), Locked (its command still runs), StoreUnavailable.
+        """
+        now = self.store.now()
+        gone = [
+            run
+            for run in self._unfinished(workflow)
+            if run.invoked and run.idempotency_key in (None, run.run_id) and not self._standing(run, now).held
+        ]
+        for run in gone:
+            self._close_interrupted(run)
+        return len(gone)
+
     def _close_interrupted(self, checkpoint: Checkpoint) -> None:
         """End a run whose process is gone, so that the next of its workflow can begin."""
         words = "its process ended without a word"
@@ -1263,19 +1278,27 @@ class StepRun:
         if self.done:
             return
         if error is not None and not isinstance(error, Exception):
-            try:
-                self._workflow.leave(self.name)
-            except CheckpointError:
-                pass  # the interruption goes on; where the process ends with it, that says the same
+            self._leave()
             return
         if error is None:
-            self._workflow.complete_step(self.name, self.result)
+            try:
+                self._workflow.complete_step(self.name, self.result)
+            except CheckpointError:
+                self._leave()  # held on, it would lock out this very process
+                raise
             return
         try:
             words = f"{type(error).__name__}: {error}".encode("utf-8", "backslashreplace").decode()
-            self._workflow.fail_step(self.name, words[: model.TEXT_LIMIT])
+            self._workflow.fail_step(self.name, secrets.redact(words)[: model.TEXT_LIMIT])
         except CheckpointError as second:
+            self._leave()
             error.add_note(f"and the failure of step {self.name!r} could not be recorded: {second}")
+
+    def _leave(self) -> None:
+        try:
+            self._workflow.leave(self.name)
+        except CheckpointError:
+            pass  # the error goes on; where the process ends with it, that says the same
 
     def __call__(self, function: Callable[_P, _R]) -> Callable[_P, _R]:
         @functools.wraps(function)

@@ -18,11 +18,11 @@ from checkpoint.codec import timestamp
 from checkpoint.errors import CheckpointError, NotFound, SecretFound, Usage
 from checkpoint.followup import Settings
 from checkpoint.incident import Ledger, Telling
-from checkpoint.monitor import Kind
+from checkpoint.monitor import Kind, Severity
 from checkpoint.notify import Message, NotDelivered
 from checkpoint.render import notice as words
 from checkpoint.render import text
-from checkpoint.selfcheck import PROGRAM, Parser, add_places, configured, parser, plain_help, seconds, stores_of
+from checkpoint.selfcheck import PROGRAM, Parser, add_places, configured, parser, plain_help, seconds, stores_of, write_result
 from checkpoint.store import open_store, utc_now
 from checkpoint.store.state import STATE_FOLDER, StateFolder, last_run, record_place
 
@@ -71,9 +71,8 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
             return _test(options, environ)
         place = _kept_at(options, environ)
         if verb == "incidents":
-            _list(_ledger(place), as_json=options.json, every=options.all)
-        else:
-            _change(verb, options, place, environ)
+            return _list(_ledger(place), as_json=options.json, every=options.all)
+        _change(verb, options, place, environ)
     except CheckpointError as error:
         hint = error.hint or (f"{PROGRAM} {verb} --help" if isinstance(error, Usage) else "")
         if error.as_user:
@@ -188,6 +187,9 @@ def _settle(id: str, stores: Sequence[str], by: str | None, reason: str) -> list
     settled = []
     for store in stores:
         try:
+            if by is not None:
+                # The last run of a workflow that was killed is closed by the next one, or else here.
+                load("checkpoint.api:Checkpoints")(store).close_interrupted(id)
             mark = open_store(store).acknowledge(id, by, reason)
         except (NotFound, Usage):
             continue
@@ -255,7 +257,7 @@ def _refuse_secrets(fields: Mapping[str, str]) -> None:
         raise SecretFound(f"this looks like a secret, and would be written down and sent: {places}")
 
 
-def _list(ledger: Ledger, *, as_json: bool, every: bool) -> None:
+def _list(ledger: Ledger, *, as_json: bool, every: bool) -> int:
     shown = [*ledger.incidents, *(ledger.resolved if every else ())]
     quiet = {entry: incident.quiet_of(ledger, entry) for entry in shown}
     if as_json:
@@ -275,7 +277,7 @@ def _list(ledger: Ledger, *, as_json: bool, every: bool) -> None:
         if ledger.overflow:
             lines.append(f"and {ledger.overflow} more findings, beyond those that are followed one by one")
         lines = lines or ["no incident is open"]
-    process.write_stdout("".join(line + "\n" for line in lines).encode("utf-8", "backslashreplace"))
+    return int(write_result(lines, Severity.OK))
 
 
 def _test(options: argparse.Namespace, environ: Mapping[str, str]) -> int:

@@ -155,10 +155,12 @@ class Processes(NamedTuple):
 
         ``group`` and ``session``: of the step; ``since``: clock ticks from boot to its beginning. A process is known by
         its environment, or (a subshell, ``env -i``, ``sudo``, a program of another user or user namespace: their
-        environment is another one, or cannot be read) by its process group or session, if it started since. What has a
-        session of its own is a daemon and no orphan (setsid(2)).
+        environment is another one, or cannot be read) by its process group or session, if it started since. In a session
+        whose leader lives, as in a terminal, the work of others may have no environment to be told by: there only what
+        cannot be read counts. What has a session of its own is a daemon and no orphan (setsid(2)).
         """
         step_of_run = (run_id, step)
+        is_left = session is not None and session not in self.running
         for pid, seen in self.running.items():
             if pid in self.ours:
                 continue
@@ -166,7 +168,7 @@ class Processes(NamedTuple):
                 return True
             if seen.step is None and self._is_stray(pid, "group", group, since):
                 return True
-            if not seen.is_readable and self._is_stray(pid, "session", session, since):
+            if seen.step is None and (is_left or not seen.is_readable) and self._is_stray(pid, "session", session, since):
                 return True
         return False
 

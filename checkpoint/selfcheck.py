@@ -105,11 +105,7 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
             check_line(report),
             *(finding_line(finding, place=len(report.stores) > 1) for finding in report.findings),
         ]
-    try:
-        process.write_stdout("".join(line + "\n" for line in lines).encode("utf-8", "backslashreplace"))
-    except OSError as error:
-        _say(f"{PROGRAM}: the result cannot be written: {error.strerror}")
-        severity = Severity.CRITICAL if severity is Severity.CRITICAL else Severity.UNKNOWN
+    severity = write_result(lines, severity)
     if options.ping is not None:
         _ping(options.ping, "" if severity is Severity.OK else "/fail", check_line(report), environ)
     return int(severity)
@@ -289,8 +285,17 @@ def _check_monitor(options: argparse.Namespace, stores: Sequence[str]) -> int:
     line = f"CHECKPOINT {severity.name} - {text.escape(words).replace('|', '/')} | {performance}"
     if options.json:
         line = text.to_json({"status": severity.name, "exit_code": int(severity), "message": words, "age_s": round(oldest_s)})
-    process.write_stdout(line.encode("utf-8", "backslashreplace") + b"\n")
-    return int(severity)
+    return int(write_result([line], severity))
+
+
+def write_result(lines: Sequence[str], severity: Severity) -> Severity:
+    """Print the result. Returns its severity: UNKNOWN, unless it is CRITICAL, where it could not be written."""
+    try:
+        process.write_stdout("".join(line + "\n" for line in lines).encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        _say(f"{PROGRAM}: the result cannot be written: {error.strerror}")
+        return Severity.CRITICAL if severity is Severity.CRITICAL else Severity.UNKNOWN
+    return severity
 
 
 def _ping(address: str, end: str, body: str, environ: Mapping[str, str]) -> None:

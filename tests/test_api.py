@@ -359,6 +359,30 @@ def test_a_store_that_fails_is_not_nothing_to_resume(store: Path) -> None:
         Checkpoints(store).resume()
 
 
+@pytest.mark.parametrize("result", [{1, 2}, float("nan"), "x" * 5_000_000, "AKIA" + "QWERTYUIOPASDFGH"])
+def test_a_step_whose_result_cannot_be_kept_may_begin_again(store: Path, result: object) -> None:
+    run = Checkpoints(store).start("deploy", ["a"])
+    with pytest.raises((errors.Usage, errors.SecretFound)), run.step("a") as step:
+        step.result = result
+    with run.step("a") as step:
+        assert not step.done
+        step.result = "kept"
+    assert run.checkpoint.steps[0].result == "kept"
+
+
+def test_an_error_that_holds_a_secret_fails_its_step_without_it(store: Path) -> None:
+    key = "AKIA" + "QWERTYUIOPASDFGH"
+    run = Checkpoints(store).start("deploy", ["a"])
+    for _ in range(2):
+        with pytest.raises(ValueError, match=key), run.step("a"):
+            raise ValueError(f"refused for {key}")
+        step = Checkpoints(store).show("deploy").checkpoint.steps[0]
+        assert step.status == "failed"
+        assert step.error is not None
+        assert "refused for" in step.error
+        assert key not in step.error
+
+
 def test_every_public_name_is_there() -> None:
     for name in checkpoint.__all__:
         assert getattr(checkpoint, name)

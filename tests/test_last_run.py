@@ -177,6 +177,32 @@ def test_an_ack_takes_it_out_of_sight_until_the_next_one_fails(workspace: Worksp
     assert in_sight(workspace)
 
 
+@pytest.mark.parametrize("before", [[], ["false"]], ids=["the first", "after one that failed"])
+def test_an_ack_takes_the_last_run_though_it_was_killed(workspace: Workspace, before: list[str]) -> None:
+    for command in before:
+        night(workspace, command)
+    workspace.tool("exec", "nightly", "--", "sh", "-c", "kill -9 $PPID")
+    deadline = time.monotonic() + 10
+    while workspace.tool("status", "nightly").code != 31:
+        assert time.monotonic() < deadline
+    assert workspace.selfcheck().code == 1
+    done = workspace.selfcheck("ack", "nightly")
+    assert done.code == 0, done
+    assert workspace.selfcheck().code == 0
+    assert workspace.tool("list").out == ""
+    (last, *_) = listed(workspace, "--all")[::-1]
+    assert last["run_id"] in done.err
+    night(workspace, "false")
+    assert workspace.selfcheck().code == 1
+
+
+def test_an_ack_leaves_a_run_with_a_key_and_one_that_lives(workspace: Workspace) -> None:
+    workspace.tool("exec", "nightly", "--key", "k", "--", "sh", "-c", "kill -9 $PPID")
+    workspace.selfcheck("ack", "nightly")
+    assert [one["status"] for one in listed(workspace)] == ["in_progress"]
+    assert workspace.tool("exec", "nightly", "--key", "k", "--", "sh", "-c", "kill -9 $PPID").code != 0
+
+
 def test_an_ack_is_no_news(workspace: Workspace) -> None:
     channel = ("--notify", "log:notices")
     night(workspace, *BAD)

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -228,13 +229,69 @@ def test_what_a_step_left_behind_is_found(
     command = Path(f"/proc/{script_pid}/task/{script_pid}/children")
     wait_for(lambda: any("sleep" in Path(f"/proc/{pid}/comm").read_text() for pid in command.read_text().split()))
     os.kill(script_pid, signal.SIGKILL)
-    wait_for(lambda: not Path(f"/proc/{script_pid}").exists() or "Z" in Path(f"/proc/{script_pid}/stat").read_text())
+    wait_for(lambda: is_gone(script_pid))
     refused = workspace.tool("begin", "job", "a")
     assert refused.code == 11
     assert "still runs" in refused.err
     # The same process of another step, begun later by another script of the same group, is in nobody's way there.
     assert workspace.tool("start", "other", "--steps", "a").code == 0
     assert workspace.tool("begin", "other", "a").code == 0
+
+
+IN_PYTHON = """
+import subprocess
+from checkpoint import Checkpoints
+with Checkpoints().start("job", ["a", "b"]).step("a"):
+    subprocess.run(["timeout", "60", "sleep", "61"])
+"""
+ALONE = {
+    "a script": ["dash", "script"],
+    "run": [TOOL, "run", "job", "a", "--", "sh", "-c", "env -i timeout 60 sleep 61; true"],
+    "Python": [sys.executable, "-c", IN_PYTHON],
+}
+
+
+@linux
+@pytest.mark.parametrize("kind", ALONE)
+def test_what_has_another_group_and_no_mark_is_found_by_the_session_of_the_dead(
+    kind: str, workspace: Workspace, started: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    """timeout(1) makes a group of its own."""
+    script = shell_init("dash") + "ckpt_start job --steps a,b\nckpt_step a env -i timeout 60 sleep 61\n"
+    (workspace.path / "script").write_text(script)
+    if kind == "run":
+        assert workspace.tool("start", "job", "--steps", "a,b").code == 0
+        assert workspace.tool("release", "job").code == 0
+    first = started(*ALONE[kind])
+    wait_for(lambda: in_session(first.pid, "sleep"))
+    (left,) = in_session(first.pid, "sleep")
+    try:
+        for pid in (first.pid, *in_session(first.pid, "")):
+            if pid != left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        first.wait()
+        assert workspace.tool("begin", "job", "a").code == 11
+    finally:
+        os.kill(left, signal.SIGKILL)
+    wait_for(lambda: workspace.tool("begin", "job", "a").code == 0)
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def in_session(session: int, name: str) -> list[int]:
+    """The processes of that session which are called so, all where it is empty."""
+    found = []
+    for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
+        with suppress(OSError):
+            if os.getsid(pid) == session and name in ("", Path(f"/proc/{pid}/comm").read_text().strip()):
+                found.append(pid)
+    return found
 
 
 @linux
@@ -253,7 +310,7 @@ def test_what_a_command_left_behind_is_found_where_run_and_its_guard_are_killed(
         for pid in (*guards, run.pid, command):  # the guard first: it would end them all when `run` ends
             os.kill(pid, signal.SIGKILL)
         run.wait()
-        wait_for(lambda: "Z" in Path(f"/proc/{command}/stat").read_text() if Path(f"/proc/{command}").exists() else True)
+        wait_for(lambda: is_gone(command))
         assert workspace.tool("run", "job", "a", "--", "true").code == 11
         os.kill(children[0], signal.SIGKILL)
         assert workspace.tool("run", "job", "a", "--", "true").code == 11, "the one without an environment"

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -490,6 +491,16 @@ def test_a_store_of_another_user_is_unknown_to_all_but_root(open_workspace: Work
     assert parsed(open_workspace.selfcheck()).state == "OK"
     open_workspace.store.chmod(0o755)
     assert parsed(powerless_check(open_workspace)).state == "CRITICAL", "its files are closed"
+
+
+@pytest.mark.parametrize("argv", [["--check-monitor", "25m"], ["incidents"], ["incidents", "--json"], []])
+def test_a_result_that_cannot_be_written_is_unknown_in_one_line(workspace: Workspace, argv: list[str]) -> None:
+    start(workspace)
+    assert workspace.selfcheck("--notify", "log:notices").code in (OK, WARNING)
+    for stream in (">/dev/full", ">&-"):
+        done = workspace.run("/bin/sh", "-c", f"exec {shlex.join([SELFCHECK, *argv])} {stream}")
+        assert (done.code, done.out, done.err.count("\n")) == (UNKNOWN, "", 1), done
+        assert "the result cannot be written" in done.err
 
 
 # --- bad files: one finding each, and the others are judged --------------------------------------------------------------

@@ -3092,6 +3092,15 @@ def test_aliases_of_the_script_named_like_built_ins(workspace: Workspace, shell:
     assert effects(workspace) == ["a", "b"]
 
 
+@pytest.mark.parametrize("name", ["printf", "count", "echo", "type", "false", "true", "cd", "contains", "export", "functions"])
+def test_functions_of_a_fish_script_named_like_built_ins(workspace: Workspace, name: str) -> None:
+    """Others are no names for a function there."""
+    text = "ckpt_start deploy\nckpt_step a ./effect a\nckpt_once --verify 'test -e effects' b ./effect b\nckpt_complete"
+    init = f"function {name}\n    return 1\nend\n{bring('fish')}"
+    passed(play(workspace, "fish", text, init=init))
+    assert effects(workspace) == ["a", "b"]
+
+
 @with_session
 def test_a_function_named_builtin_is_refused(workspace: Workspace, shell: str) -> None:
     text = "ckpt_start deploy\nbuiltin() { :; }\nckpt_step a ./effect a\necho $?\nckpt_complete\necho $?"

@@ -15,7 +15,7 @@ if not command -q $CHECKPOINT_TOOL
 end
 
 function ckpt_start
-    if test (count $argv) -eq 0
+    if test (builtin count $argv) -eq 0
         builtin echo "ckpt_start: which workflow? ckpt_start WORKFLOW [options of checkpoint-tool start]" >&2
         return 2
     end
@@ -24,7 +24,7 @@ function ckpt_start
     set -l state ($CHECKPOINT_TOOL start $argv --owner-pid $fish_pid --format env); or return
     # In the single quotes of fish a backslash counts, in those of other shells it does not.
     string join \n -- $state | string collect | string replace -a "'\\''" \x01 | string replace -a \\ \\\\ \
-        | string replace -a \x01 "\\'" | string collect | read -z state
+        | string replace -a \x01 "\\'" | string replace -r '^export (\w+)=' 'set -gx $1 ' | string collect | read -z state
     eval $state
 end
 
@@ -38,7 +38,7 @@ function ckpt_step
         __ckpt_refuse "$argv[1]" 2
         return 2
     end
-    if test (count $argv) -lt 2
+    if test (builtin count $argv) -lt 2
         builtin echo "ckpt_step: a step needs a name and a command: ckpt_step [--once] [--verify CMD] [--add] NAME COMMAND..." >&2
         __ckpt_refuse "$argv[1]" 2
         return 2
