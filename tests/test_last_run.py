@@ -378,7 +378,7 @@ def test_killed_at_any_call_of_its_end(verb: str, tmp_path: Path) -> None:
 
 # --- loops --------------------------------------------------------------------------------------------------------------
 
-BEGIN = f"{TOOL} start deploy --steps a,b --owner-pid $$ >/dev/null 2>&1; {TOOL} update deploy --begin a"
+BEGIN = f"'{TOOL}' start deploy --steps a,b --owner-pid $$ >/dev/null 2>&1; '{TOOL}' update deploy --begin a"
 
 
 def begin_and_die(workspace: Workspace) -> None:
@@ -419,7 +419,7 @@ def test_retries_under_one_claim_are_no_loop(workspace: Workspace) -> None:
 
 
 def test_a_script_that_fails_at_the_same_step_three_times_is_a_loop(workspace: Workspace) -> None:
-    script = f"{BEGIN} >/dev/null 2>&1; {TOOL} update deploy --fail a --error full >/dev/null 2>&1"
+    script = f"{BEGIN} >/dev/null 2>&1; '{TOOL}' update deploy --fail a --error full >/dev/null 2>&1"
     for rounds in (1, 2, 3):
         workspace.run("bash", "-c", script)
         assert (workspace.selfcheck().code == WARNING) is (rounds == 3)

@@ -187,7 +187,9 @@ def test_a_mount_is_a_border(workspace: Workspace) -> None:
     unshare, mount = need_program("unshare"), need_program("mount")
     at(workspace, ".", "start", "deploy", "--steps", "a")
     (workspace.path / "disk").mkdir()
-    script = f"{mount} -t tmpfs none disk && mkdir disk/x && cd disk/x && {TOOL} list; echo $?; {TOOL} start b --steps a --json"
+    script = (
+        f"{mount} -t tmpfs none disk && mkdir disk/x && cd disk/x && '{TOOL}' list; echo $?; '{TOOL}' start b --steps a --json"
+    )
     done = at(workspace, ".", unshare, "-m", "sh", "-c", script)
     if "10\n" not in done.out and "mount" in done.err:
         unable("no mounts here")
@@ -202,17 +204,17 @@ def test_a_linked_working_directory_is_where_the_kernel_says(workspace: Workspac
     (workspace.path / "real/sub").mkdir()
     (workspace.path / "named").mkdir()
     (workspace.path / "named/link").symlink_to(workspace.path / "real/sub")
-    script = f"cd named/link && {TOOL} list"
+    script = f"cd named/link && '{TOOL}' list"
     assert at(workspace, ".", need_program("sh"), "-c", script).out.startswith("deploy\t")
 
 
 def test_a_working_directory_that_is_gone(workspace: Workspace) -> None:
-    script = f"mkdir gone; cd gone; rmdir ../gone; {TOOL} list; echo $?; {TOOL} start d --steps a; echo $?"
+    script = f"mkdir gone; cd gone; rmdir ../gone; '{TOOL}' list; echo $?; '{TOOL}' start d --steps a; echo $?"
     done = at(workspace, "p", need_program("sh"), "-c", script)
     assert done.out == "17\n17\n", done
     assert "the working directory cannot be used" in done.err
     assert "Traceback" not in done.err
-    named = f"mkdir gone; cd gone; rmdir ../gone; {TOOL} list --store {workspace.path}/p; echo $?"
+    named = f"mkdir gone; cd gone; rmdir ../gone; '{TOOL}' list --store {workspace.path}/p; echo $?"
     assert at(workspace, "p", need_program("sh"), "-c", named).out == "0\n"
 
 

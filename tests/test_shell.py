@@ -675,7 +675,7 @@ echo $?
 def test_the_words_of_a_command_are_in_no_list_of_processes(workspace: Workspace, shell: str) -> None:
     """A function may be given a password: it never stood in the arguments of any program."""
     tool = workspace.path / "watched"
-    tool.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >> seen\nexec {TOOL} "$@"\n')
+    tool.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >> seen\nexec {shlex.quote(TOOL)} "$@"\n')
     tool.chmod(0o755)
     text = """
 login() { :; }
