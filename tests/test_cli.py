@@ -1048,7 +1048,7 @@ def test_the_hint_of_verify_can_be_typed(workspace: Workspace) -> None:
     run = finish(workspace)
     os.truncate(workspace.store / "done" / "deploy" / f"{run['run_id']}.json", 50)
     hint = json.loads(workspace.tool("verify", "--json").err)["error"]["hint"]
-    result = workspace.run("sh", "-c", f"{TOOL.removesuffix('checkpoint-tool')}{hint}")
+    result = workspace.run("sh", "-c", f"{shlex.quote(TOOL)}{hint.removeprefix('checkpoint-tool')}")
     assert result.code in (0, 12), result
 
 
@@ -1446,7 +1446,9 @@ def test_a_closed_standard_input_is_said(workspace: Workspace, argv: tuple[str, 
 
 def test_a_working_folder_that_is_gone_is_said(workspace: Workspace) -> None:
     done = workspace.run("sh", "-c", 'mkdir gone && cd gone && rmdir ../gone && "$@"', "sh", TOOL, "list")
-    assert (done.code, done.err.count("\n")) == (17, 1), done
+    # In a path with a space the program is started by a shell, which has something to say of its own.
+    said = [line for line in done.err.splitlines() if not line.startswith("sh: ")]
+    assert (done.code, len(said)) == (17, 1), done
 
 
 def test_a_store_that_is_not_there_is_said(workspace: Workspace) -> None:

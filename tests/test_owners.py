@@ -518,6 +518,13 @@ RUNNING = {
     60: Running(50, 50, 40, 300, None, True),  # another script of that group
     61: Running(60, 50, 40, 310, None, True),  # and what that one started
 }
+SHELL = {40: Running(1, 40, 40, 10, None, True)}  # of the terminal
+
+
+def test_in_a_terminal_the_work_of_others_is_no_orphan() -> None:
+    for readable in (True, False):
+        stray = {99: Running(1, 70, 40, 250, None, readable)}
+        assert Processes(RUNNING | SHELL | stray, frozenset({50})).outlive("run", "step", 50, 40, 200) is not readable
 
 
 @pytest.mark.parametrize(
@@ -528,7 +535,9 @@ RUNNING = {
         (Running(1, 50, 40, 250, ("run", "step"), True), True),
         (Running(1, 50, 40, 250, ("run", "other"), True), False),
         (Running(1, 70, 40, 250, None, False), True),  # of another user, in a group of its own
-        (Running(1, 70, 40, 250, None, True), False),
+        (Running(1, 70, 40, 250, None, True), True),  # where the leader of the session is gone
+        (Running(1, 70, 40, 150, None, True), False),
+        (Running(1, 70, 40, 250, ("run", "other"), True), False),
         (Running(1, 70, 70, 250, None, False), False),  # a daemon
         (Running(1, 70, 40, 150, ("run", "step"), True), True),
     ],
