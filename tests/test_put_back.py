@@ -537,6 +537,7 @@ def test_what_is_moved_in_the_middle_of_a_change_is_not_written_to(tmp_path: Pat
     assert files.update("deploy", lambda checkpoint, _: checkpoint._replace(reason="y")).revision == 2
 
 
+INIT = f'eval "$({shlex.quote(TOOL)} shell-init bash)"'
 RUN = "mv memory/checkpoints old && cp -a old memory/checkpoints"
 
 
@@ -550,7 +551,7 @@ def test_a_command_under_which_the_store_is_moved_ends_in_the_new_one(workspace:
         assert workspace.tool("exec", "deploy", "--", "sh", "-c", RUN).code == 0
         assert workspace.tool("status", "deploy").code == 0
     else:
-        script = f'eval "$({shlex.quote(TOOL)} shell-init bash)"; ckpt_start deploy; ckpt_step one true; {RUN}; ckpt_step two true; exit 0'
+        script = f"{INIT}; ckpt_start deploy; ckpt_step one true; {RUN}; ckpt_step two true; exit 0"
         assert workspace.run("bash", "-c", script).code == 0
         assert [step["status"] for step in workspace.record()["steps"]] == ["completed", "completed"]
 
@@ -562,7 +563,7 @@ def test_a_command_under_which_the_store_is_taken_away_says_so(workspace: Worksp
     if how == "run":
         refused(workspace.tool("run", "deploy", "step", "--", "sh", "-c", away), 17, "ran (exit status 0)", "put it back")
     else:
-        script = f'eval "$({shlex.quote(TOOL)} shell-init bash)"; ckpt_start other; ckpt_step one true; {away}; ckpt_step two touch effect'
+        script = f"{INIT}; ckpt_start other; ckpt_step one true; {away}; ckpt_step two touch effect"
         # Each verb of a session opens the store anew, as a command of its own does.
         refused(workspace.run("bash", "-c", script), 10, "there is no store")
         assert not (workspace.path / "effect").exists()
