@@ -199,11 +199,18 @@ def processes() -> Processes:
         return Processes(running, frozenset())
     for pid in [int(name) for name in os.listdir("/proc") if name.isdecimal()]:
         fields = _fields(pid)
-        if fields and fields[0] not in "ZXx":
-            parent, group, session = map(int, fields[1:4])
-            step, is_readable = _told_step(pid)
+        if not _is_running(fields):
+            continue
+        parent, group, session = map(int, fields[1:4])
+        step, is_readable = _told_step(pid)
+        # One that has ended since cannot be read either, and would be taken for a process of another user.
+        if is_readable or _is_running(_fields(pid)):
             running[pid] = Running(parent, group, session, int(fields[19]), step, is_readable)
     return Processes(running, frozenset({os.getpid(), *_ancestors()}))
+
+
+def _is_running(fields: list[str]) -> bool:
+    return bool(fields) and fields[0] not in "ZXx"
 
 
 def ticks(moment: float | None = None) -> int | None:

@@ -371,6 +371,23 @@ def test_what_is_closed_is_filled_and_what_is_open_is_left(closed: tuple[int, ..
     assert (workspace.path / "result").read_text() == "(True, True, True)"
 
 
+@linux
+def test_a_process_that_ends_while_it_is_looked_at_is_none_of_another_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    told = process._told_step
+
+    def ends(pid: int) -> tuple[tuple[str, str] | None, bool]:
+        if pid != child.pid:
+            return told(pid)
+        child.kill()
+        child.wait()
+        return None, False
+
+    assert child.pid in process.processes().running
+    monkeypatch.setattr(process, "_told_step", ends)
+    assert child.pid not in process.processes().running
+
+
 @pytest.mark.parametrize("closed", CLOSED)
 def test_messages_are_never_written_into_a_store(closed: tuple[int, ...], workspace: Workspace) -> None:
     assert workspace.tool("start", "deploy", "--steps", "build,push").code == 0
