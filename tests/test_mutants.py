@@ -240,8 +240,8 @@ MUTANTS = {
         "schedules: sync writes only what differs",
         "schedule words",
         SCHEDULE,
-        "entries: entries, again=differing)",
-        "entries: entries, again=self._entries(place))",
+        "            if differing:\n                self._change(",
+        "            if True:\n                self._change(",
     ),
     "a word that may be either is taken for one": Mutant(
         "schedules: what may be meant in two ways is refused",
