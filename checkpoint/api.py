@@ -643,9 +643,9 @@ class Checkpoints:
         now = self.store.now()
         found: dict[str, Listed] = {}
         unreadable = 0
-        # Not the unfinished ones that a list shows too: one that ends while we look is judged like any other.
-        failing = (listed.view.checkpoint for listed in self.list(failing=True) if listed.view is not None)
-        in_sight = {run.run_id for run in failing if not run.unfinished}
+        # Without the unfinished runs of that list: prune would keep one that ends while it looks.
+        views = (listed.view for listed in self.list(failing=True))
+        in_sight = {view.checkpoint.run_id for view in views if view is not None and not view.checkpoint.unfinished}
         for listed in (self._listed(entry, now) for entry in self.store.scan(finished=True) if not is_foreign(entry)):
             if listed.view is None:
                 unreadable += 1
@@ -872,20 +872,17 @@ class Checkpoints:
         if not found.unfinished:
             self.store.archive(id, found.run_id)
 
-    def close_interrupted(self, workflow: str) -> int:
-        """End the runs of ``exec`` of this workflow whose process is gone; not those with a key, which are tried again.
+    def close_interrupted(self, workflow: str) -> None:
+        """End the runs that ``exec`` began of this workflow and whose process is gone.
 
-        Returns how many. Raises NotFound (no store), Locked (its command still runs), StoreUnavailable.
+        Runs with a key of the caller's stay: the next call with that key retries them.
+        Raises NotFound (no store), Locked (a command still runs), StoreUnavailable.
         """
         now = self.store.now()
-        gone = [
-            run
-            for run in self._unfinished(workflow)
-            if run.invoked and run.idempotency_key in (None, run.run_id) and not self._standing(run, now).held
-        ]
-        for run in gone:
-            self._close_interrupted(run)
-        return len(gone)
+        for run in self._unfinished(workflow):
+            without_key = run.idempotency_key in (None, run.run_id)
+            if run.invoked and without_key and not self._standing(run, now).held:
+                self._close_interrupted(run)
 
     def _close_interrupted(self, checkpoint: Checkpoint) -> None:
         """End a run whose process is gone, so that the next of its workflow can begin."""

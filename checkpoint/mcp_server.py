@@ -269,8 +269,15 @@ class Overview(Arguments):
 
     def call(self, session: "Session") -> dict[str, Any]:
         try:
-            every = session.open().list(finished=self.finished, status=self.status, workflow=self.workflow, failing=True)
-            found = list(every)
+            checkpoints = session.open()
+            found = list(
+                checkpoints.list(
+                    finished=self.finished,
+                    status=self.status,
+                    workflow=self.workflow,
+                    failing=True,
+                )
+            )
         except NotFound:
             found = []  # nothing is unfinished where nothing has begun
         shown = found[-self.limit :] if self.finished else found[: self.limit]

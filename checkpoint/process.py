@@ -156,8 +156,9 @@ class Processes(NamedTuple):
         ``group`` and ``session``: of the step; ``since``: clock ticks from boot to its beginning. A process is known by
         its environment, or (a subshell, ``env -i``, ``sudo``, a program of another user or user namespace: their
         environment is another one, or cannot be read) by its process group or session, if it started since. In a session
-        whose leader lives, as in a terminal, the work of others may have no environment to be told by: there only what
-        cannot be read counts. What has a session of its own is a daemon and no orphan (setsid(2)).
+        whose leader lives, such as a terminal, a process whose environment can be read and names no step may be any
+        other work: there the session counts for unreadable processes only. A process with a session of its own is a
+        daemon and no orphan (setsid(2)).
         """
         step_of_run = (run_id, step)
         is_left = session is not None and session not in self.running

@@ -40,7 +40,7 @@ class Folder:
             self.close()
             self.ensure_ours()
         if within not in (None, self.owner):
-            # Whoever owns a part of it could plant receipts there: a key would count as used.
+            # Its owner could plant receipts there: a key would count as used.
             self.close()
             raise load("checkpoint.store.rights:mixed")(path, self.owner)
         if status.st_mode & 0o022:
