@@ -29,7 +29,6 @@ from checkpoint.store.disk import Folder
 
 LONGEST_LINE = 998
 """What Debian's cron reads of a line's command (MAX_COMMAND in its cron.h), with its end."""
-_TRIES = 10
 _KEPT = 10
 # vixie-cron, cronie, dcron and macOS; fcron; BusyBox, which names the file that it looked for in its spool directory.
 _NO_CRONTAB = re.compile(rb"no crontab for |has no f?crontab|^crontab: can't open '[^'/]+': No such file", re.I | re.M)
@@ -37,6 +36,8 @@ _SETTLE_S = 0.1
 _READY_S = 2.0
 _ADDED = b"# the line above had no end before this block\n"
 _LIMIT_S = 30
+# Less than others wait for our lock. A program that rewrites it in a loop leaves a gap of a hundredth of the time, and ends.
+_PERSIST_S = 20.0
 _LONGEST_WORDS = 300
 
 
@@ -143,13 +144,14 @@ def change(kept: Folder, edit: Callable[[bytes], bytes]) -> bool:
     ``edit`` is made anew on each crontab that another program puts in its place meanwhile. Raises what ``edit`` raises, and
     SchedulerUnavailable; then the crontab is as it was.
     """
+    deadline = time.monotonic() + _PERSIST_S
+    lost = None  # the backup of a write of ours that did not stay: hundreds would push out the older ones
     with _locked(kept):
-        wrote = False
-        for _ in range(_TRIES):
+        while time.monotonic() < deadline:
             before = read()
             after = edit(before or b"")
             if after == (before or b""):
-                return wrote
+                return lost is not None
             unmake = not after and kept.has("crontab.made")
             backup = _back_up(kept, before)
             try:
@@ -160,7 +162,9 @@ def change(kept: Folder, edit: Callable[[bytes], bytes]) -> bool:
             if not replaced:
                 kept.remove(backup)
                 continue
-            wrote = True
+            if lost is not None:
+                kept.remove(lost)
+            lost = backup
             kept.write("crontab.ours", after, owner="crontab")
             if unmake:
                 kept.remove("crontab.made")

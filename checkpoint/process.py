@@ -177,7 +177,9 @@ class Processes(NamedTuple):
         seen = self.running[pid]
         leader = self.running.get(seen.session)
         if leader is None:
-            return seen.session == session  # else it has forked twice, and its first process is gone
+            # Else it has forked twice, and its first process is gone. Session 0: led from outside of this pid namespace,
+            # or by nobody since the boot; a daemon has left it.
+            return seen.session in (session, 0)
         return seen.session != pid and leader.step != seen.step
 
     def _is_stray(self, pid: int, kind: Literal["group", "session"], number: int | None, since: int) -> bool:

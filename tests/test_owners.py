@@ -203,6 +203,15 @@ def test_by_hand_a_step_is_begun_once_and_the_same_shell_may_ask_again(workspace
 
 # --- what outlives a killed script --------------------------------------------------------------------------------------
 
+
+def name_of(pid: str) -> str:
+    """Of the program; empty where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
 ORPHANS = {
     "a program": "sleep 60",
     "an empty environment": "env -i sleep 60",
@@ -227,7 +236,7 @@ def test_what_a_step_left_behind_is_found(
     wait_for(lambda: workspace.file("job").exists() and workspace.record("job")["steps"][0]["status"] == "begun")
     script_pid = workspace.record("job")["lease"]["pid"]
     command = Path(f"/proc/{script_pid}/task/{script_pid}/children")
-    wait_for(lambda: any("sleep" in Path(f"/proc/{pid}/comm").read_text() for pid in command.read_text().split()))
+    wait_for(lambda: any(name_of(pid) == "sleep" for pid in command.read_text().split()))
     os.kill(script_pid, signal.SIGKILL)
     wait_for(lambda: is_gone(script_pid))
     refused = workspace.tool("begin", "job", "a")
@@ -354,9 +363,36 @@ def test_a_container_that_is_restarted_goes_on_at_once_and_a_live_one_is_left_al
     assert seen.code == 11
     assert "while process" not in seen.err, "of a process that cannot be seen from there"
     assert " alive: " in workspace.run(*CONTAINER, TOOL, "show", "job").out
+    # Held, or the next container gets the same number, in which the process is seen to be gone.
+    namespace = os.open(f"/proc/{first.pid}/ns/pid_for_children", os.O_RDONLY)
     first.kill()
     first.wait()
-    wait_for(lambda: workspace.run(*CONTAINER, TOOL, "resume", "job", env={"CHECKPOINT_OWNER": ""}).code == 0, 8)
+    wait_for(lambda: workspace.run(*CONTAINER, TOOL, "status", "job").code == 31, 8)
+    again = {"run": ("run", "job", "a", "--", "true"), "exec": ("exec", "job", "--no-overlap", "--", "true")}
+    argv = again.get(holder, ("resume", "job"))
+    gone_on = workspace.run(*CONTAINER, TOOL, *argv, env={"CHECKPOINT_OWNER": ""})
+    os.close(namespace)
+    assert gone_on.code == 0, gone_on.err
+
+
+LED_FROM_OUTSIDE = """
+dash script & script=$!
+until [ -e began ]; do sleep 0.02; done
+kill -9 $script
+wait
+'{tool}' status job; '{tool}' begin job a; echo $?
+"""
+
+
+@linux
+def test_what_a_step_left_behind_is_found_in_a_session_that_is_led_from_outside(workspace: Workspace) -> None:
+    """As in a virtual machine whose init made no session, and after nsenter(1): all have session and group 0."""
+    need_root()
+    script = shell_init("dash") + "ckpt_start job --steps a\nckpt_step a sh -c 'echo >began; sleep 60; :'\n"
+    (workspace.path / "script").write_text(script)
+    ended = workspace.run(*CONTAINER, "sh", "-c", LED_FROM_OUTSIDE.format(tool=TOOL), env={"CHECKPOINT_OWNER": ""})
+    assert ended.out.splitlines()[-1] == "11", ended.err
+    assert "still runs" in ended.err
 
 
 @linux

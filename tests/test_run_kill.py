@@ -211,8 +211,11 @@ class Bench:
             return None
         return self.traced()[-1]
 
-    def quiet(self, seconds: float = 2.0) -> bool:
-        """Wait until nothing that the last run started is left; what is left after ``seconds`` is ended here."""
+    def quiet(self, seconds: float = 8.0) -> bool:
+        """Wait until nothing that the last run started is left; what is left after ``seconds`` is ended here.
+
+        The guard stays until its group is gone (at most ``GRACE_S``), and some init processes take seconds to reap it.
+        """
         deadline = time.monotonic() + seconds
         while living(self.mark):
             if time.monotonic() > deadline:
