@@ -1454,7 +1454,9 @@ def test_the_workspace_may_be_left_out(host: Host) -> None:
     for verb in ("list", "status", "next"):
         (row,) = {row.get("name") or row["cron"] for row in ok(host.schedule(verb, "nightly", "--json")).lines}
         assert row in ("nightly", "5 4 * * *")
-        assert ok(host.schedule(verb, ".", "nightly")).out == ok(host.schedule(verb, "nightly")).out
+        # Not the last column of a status: whether a cron daemon runs changes with the tests beside this one.
+        full, short = (ok(host.schedule(verb, *which, "nightly")).out.rpartition("\t")[0] for which in (["."], []))
+        assert full == short
     assert len(ok(host.schedule("next", "--json")).lines) == 15
     assert [row["name"] for row in ok(host.schedule("list", "6 4 * * *", "--json")).lines] == ["swapped"]
     ok(host.schedule("remove", "nightly"))
