@@ -644,8 +644,8 @@ class Checkpoints:
         found: dict[str, Listed] = {}
         unreadable = 0
         # Without the unfinished runs of that list: prune would keep one that ends while it looks.
-        views = (listed.view for listed in self.list(failing=True))
-        in_sight = {view.checkpoint.run_id for view in views if view is not None and not view.checkpoint.unfinished}
+        views = [listed.view for listed in self.list(failing=True) if listed.view is not None]
+        in_sight = {view.checkpoint.run_id for view in views if not view.checkpoint.unfinished}
         for listed in (self._listed(entry, now) for entry in self.store.scan(finished=True) if not is_foreign(entry)):
             if listed.view is None:
                 unreadable += 1

@@ -36,7 +36,7 @@ _SETTLE_S = 0.1
 _READY_S = 2.0
 _ADDED = b"# the line above had no end before this block\n"
 _LIMIT_S = 30
-# Less than others wait for our lock. A program that rewrites it in a loop leaves a gap of a hundredth of the time, and ends.
+# Less than another checkpoint-tool waits for the lock. A program that rewrites the crontab for seconds outlasts ten tries.
 _PERSIST_S = 20.0
 _LONGEST_WORDS = 300
 
@@ -144,9 +144,11 @@ def change(kept: Folder, edit: Callable[[bytes], bytes]) -> bool:
     ``edit`` is made anew on each crontab that another program puts in its place meanwhile. Raises what ``edit`` raises, and
     SchedulerUnavailable; then the crontab is as it was.
     """
-    deadline = time.monotonic() + _PERSIST_S
-    lost = None  # the backup of a write of ours that did not stay: hundreds would push out the older ones
+    # The backup of a write that another program undid: a new one for each try would push out the older ones.
+    lost = None
     with _locked(kept):
+        # From here: the wait for the lock may have taken longer.
+        deadline = time.monotonic() + _PERSIST_S
         while time.monotonic() < deadline:
             before = read()
             after = edit(before or b"")

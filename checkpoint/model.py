@@ -386,10 +386,10 @@ def standing(checkpoint: Checkpoint, kernel: Kernel, now: datetime) -> Standing:
         if step.status is not begun_status or step.ended_at is not None:
             continue
         lives = _lives(checkpoint, step, owner, kernel)
-        # What cannot be told counts as alive until the claim ends under which it began, not while a later one lasts:
-        # that of who took the run over would keep the step from itself.
-        in_time = step.token == checkpoint.token and until is not None and until > now
-        in_time = in_time and bool(lives & {"unknown", "elsewhere"})
+        # A process of unknown liveness counts as alive until its own claim ends. Under a later claim it
+        # would refuse the step to the new owner for as long as that owner holds the run.
+        claimed = step.token == checkpoint.token and until is not None and until > now
+        in_time = claimed and bool(lives & {"unknown", "elsewhere"})
         orphaned = _may_leave_orphans(step, lives, owner) and kernel.has_orphans(checkpoint, step)
         if "alive" in lives or in_time or orphaned:
             working.add(step.name)

@@ -155,10 +155,10 @@ class Processes(NamedTuple):
 
         ``group`` and ``session``: of the step; ``since``: clock ticks from boot to its beginning. A process is known by
         its environment, or (a subshell, ``env -i``, ``sudo``, a program of another user or user namespace: their
-        environment is another one, or cannot be read) by its process group or session, if it started since. In a session
-        whose leader lives, such as a terminal, a process whose environment can be read and names no step may be any
-        other work: there the session counts for unreadable processes only. A process with a session of its own is a
-        daemon and no orphan (setsid(2)).
+        environment is another one, or cannot be read) by its process group or session, if it started since.
+        In a session whose leader lives, such as a terminal, a process whose environment can be read and
+        names no step may be any other work: there the session counts for unreadable processes only. A
+        process with a session of its own is a daemon and no orphan (setsid(2)).
         """
         step_of_run = (run_id, step)
         is_left = session is not None and session not in self.running
@@ -177,8 +177,8 @@ class Processes(NamedTuple):
         seen = self.running[pid]
         leader = self.running.get(seen.session)
         if leader is None:
-            # Else it has forked twice, and its first process is gone. Session 0: led from outside of this pid namespace,
-            # or by nobody since the boot; a daemon has left it.
+            # Another session: it has forked twice, and its first process is gone. Session 0: the leader
+            # is outside of this pid namespace, or init made no session; a daemon has left that one.
             return seen.session in (session, 0)
         return seen.session != pid and leader.step != seen.step
 
@@ -206,7 +206,7 @@ def processes() -> Processes:
             continue
         parent, group, session = map(int, fields[1:4])
         step, is_readable = _told_step(pid)
-        # One that has ended since cannot be read either, and would be taken for a process of another user.
+        # A process that has ended since cannot be read either: not to be taken for another user's.
         if is_readable or _is_running(_fields(pid)):
             running[pid] = Running(parent, group, session, int(fields[19]), step, is_readable)
     return Processes(running, frozenset({os.getpid(), *_ancestors()}))

@@ -132,6 +132,14 @@ def living(mark: str) -> list[int]:
     return found
 
 
+def is_guard(pid: int) -> bool:
+    """Of all that is started here only the guard goes to the root directory."""
+    try:
+        return os.readlink(f"/proc/{pid}/cwd") == "/"
+    except OSError:
+        return True  # ended
+
+
 class Bench:
     """One case, and with ``undisturbed`` the points of such a run of it."""
 
@@ -211,15 +219,17 @@ class Bench:
             return None
         return self.traced()[-1]
 
-    def quiet(self, seconds: float = 8.0) -> bool:
+    def quiet(self, seconds: float = 2.0, guard_s: float = 8.0) -> bool:
         """Wait until nothing that the last run started is left; what is left after ``seconds`` is ended here.
 
-        The guard stays until its group is gone (at most ``GRACE_S``), and some init processes take seconds to reap it.
+        The guard alone may stay for ``guard_s``: it waits for its group (at most ``GRACE_S``), and some init processes
+        take seconds to reap the last of it.
         """
-        deadline = time.monotonic() + seconds
-        while living(self.mark):
-            if time.monotonic() > deadline:
-                for pid in living(self.mark):
+        began = time.monotonic()
+        while left := living(self.mark):
+            waited = time.monotonic() - began
+            if waited > guard_s or (waited > seconds and not all(map(is_guard, left))):
+                for pid in left:
                     os.kill(pid, signal.SIGKILL)
                 return False
             time.sleep(0.005)

@@ -3,6 +3,7 @@
 The crontab program is one of ours on PATH, so that it can fail in each way; test_schedule_hosts.py has the real ones.
 """
 
+import fcntl
 import fnmatch
 import hashlib
 import json
@@ -14,9 +15,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import islice
 from pathlib import Path
+from time import sleep
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -908,6 +911,21 @@ def test_a_crontab_that_never_holds_still_is_left_alone(host: Host) -> None:
     assert b"checkpoint-tool" not in host.tab.read_bytes()
     assert host.tab.read_bytes().startswith(LINES)
     assert host.remembered() == []
+
+
+def test_who_waited_long_for_the_lock_has_all_of_the_time_for_the_crontab(host: Host) -> None:
+    """Another checkpoint-tool may hold it for as long as it may try."""
+    host.tab.write_bytes(LINES)
+    ok(host.schedule("install", "--with", "cron"))
+    (lock,) = host.home.rglob("crontab.lock")
+    held = lock.open()
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with ThreadPoolExecutor() as pool:
+        waits = pool.submit(host.schedule, "add", "5 4 * * *", "--name", "late", "--with", "cron", "--", "true")
+        sleep(21)
+        held.close()
+        ok(waits.result())
+    assert b"-late" in host.tab.read_bytes()
 
 
 NO_TABS = [

@@ -2226,7 +2226,7 @@ def talk(workspace: Workspace, data: bytes, env: dict[str, str] | None = None) -
     """All requests at once, then the end of the input."""
     argv = [TOOL, "session", "--owner-pid", str(os.getpid())]
     done = subprocess.run(
-        argv, cwd=workspace.path, env=workspace.environ(env), input=data, capture_output=True, timeout=60, check=False
+        argv, cwd=workspace.path, env=workspace.environ(env), input=data, capture_output=True, timeout=20, check=False
     )
     assert b"Traceback" not in done.stdout + done.stderr, done
     assert done.returncode in (0, 2), done
@@ -2548,7 +2548,7 @@ def test_standard_output_that_is_full(workspace: Workspace) -> None:
             input=request("start", "deploy"),
             stdout=out,
             stderr=subprocess.PIPE,
-            timeout=60,
+            timeout=20,
             check=False,
         )
     assert b"Traceback" not in done.stderr
@@ -2882,7 +2882,7 @@ ckpt_once --verify {shlex.quote(look)} a $work
     argv = shlex.join(script(workspace, shell, text, mode="set -u"))
     if not effects(workspace):
         assert workspace.run("/bin/sh", "-c", f"exec {argv}", env=surroundings(workspace)).code == -9
-    code = workspace.run("/bin/sh", "-c", f"exec {argv} {streams}", env=surroundings(workspace), timeout=60).code
+    code = workspace.run("/bin/sh", "-c", f"exec {argv} {streams}", env=surroundings(workspace), timeout=20).code
     return code, len(effects(workspace))
 
 
@@ -3148,7 +3148,7 @@ def test_a_folder_that_is_no_utf8(workspace: Workspace, shell: str) -> None:
         workspace, shell, "ckpt_start deploy --steps a,b\nckpt_step a echo one\ncd /\nckpt_step b echo two\nckpt_complete"
     )
     env = workspace.environ(surroundings(workspace))
-    done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, timeout=20, check=False)
     assert (done.returncode, done.stdout) == (0, b"one\ntwo\n")
     assert [line for line in done.stderr.splitlines() if b"made a new store" not in line] == []
     assert os.listdir(folder + b"/memory/checkpoints/done/deploy")
